@@ -1,0 +1,8 @@
+-- Dead letters as JSON, the first in the order of events first. $1 to $12 as in dlq_summary.sql, $13: how many at most.
+select pg_catalog.row_to_json(chosen)::text as letter
+from postrider.redrive(
+    $1::bigint[], $2::text, $3::text, $4::text, $5::text, $6::text, $7::text, $8::text, $9::text, $10::text::interval,
+    $11::text::interval, $12::boolean, dry_run => true
+) as chosen
+order by chosen.position
+limit $13
