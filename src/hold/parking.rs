@@ -1,0 +1,461 @@
+//! Into the parking lot and out of it (rules R3 and R4).
+//!
+//! An event is parked from the head of its key, with everything that waits behind it. It stays in the window until its
+//! insert is committed: only that resolves it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::dead_letters::{Content, DeadLetter, FailedAgain, Mark, NewDeadLetter, Reason};
+use crate::event::{Event, HeaderValue, OnPoison, OnUnroutable, Ordering, Poison, Position, Route, Ticket};
+
+use super::exchange::{Failing, Feed};
+use super::lot::{Lot, Taken, Way};
+use super::{Hold, Item, Refusal, State};
+
+/// On a message that a person had published again.
+const REDELIVERED: &str = "x-postrider-redelivered";
+
+/// `on_poison = halt`: nothing after it may be carried before a person has decided.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the event at {position} (id {id}, route {route}) can never be published: {poison}")]
+pub struct Halted {
+    pub position: Position,
+    pub id: Arc<str>,
+    pub route: String,
+    pub poison: Poison,
+}
+
+/// What the parking lot has for the database, in this order.
+#[derive(Debug, Default)]
+pub struct Errands {
+    pub park: Vec<NewDeadLetter>,
+    /// Delivered.
+    pub remove: Vec<Position>,
+    pub failed: Vec<FailedAgain>,
+    /// To be read; the answer goes to [`Hold::fetched`].
+    pub fetch: Vec<Position>,
+}
+
+impl Errands {
+    pub fn is_empty(&self) -> bool {
+        self.park.is_empty() && self.remove.is_empty() && self.failed.is_empty() && self.fetch.is_empty()
+    }
+}
+
+impl Refusal {
+    pub(super) fn reason(self) -> Reason {
+        match self {
+            Refusal::Returned => Reason::Unroutable,
+            Refusal::Nacked => Reason::Nacked,
+            Refusal::TimedOut => Reason::TimedOut,
+        }
+    }
+
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Refusal::Returned => "returned: no queue is bound for its routing key",
+            Refusal::Nacked => "nacked: a queue refuses it; it is full, or has lost its leader",
+            Refusal::TimedOut => "not confirmed within confirm_timeout",
+        }
+    }
+}
+
+impl Hold {
+    /// The dead letters of the slot, once this relay carries. Before the first event.
+    /// What its route says of the rest, `policy` tells.
+    pub fn load(&mut self, letters: Vec<DeadLetter>, policy: impl Fn(&str) -> (Ordering, OnUnroutable), now: Instant) {
+        self.lot.load(letters, policy, now);
+    }
+
+    pub fn lot(&self) -> &Lot {
+        &self.lot
+    }
+
+    /// Why nothing is read any more, in the words of the setting that says so.
+    pub fn stalled(&self) -> Option<&'static str> {
+        let max_bytes = u64::try_from(self.limits.max_parked_bytes).unwrap_or(u64::MAX);
+        if self.lot.len() >= self.limits.max_parked {
+            Some("max_parked")
+        } else {
+            (self.lot.bytes() >= max_bytes).then_some("max_parked_bytes")
+        }
+    }
+
+    /// Set for good: the session has to end once what was before it is decided.
+    pub fn halted(&self) -> Option<&Halted> {
+        self.halted.as_ref()
+    }
+
+    /// Tickets of events that were resolved by themselves: parked in an earlier session, or discarded.
+    pub fn take_resolved(&mut self) -> Vec<Ticket> {
+        std::mem::take(&mut self.resolved)
+    }
+
+    /// What is to be written. `releasing`: the broker takes publishes, so that parked events may be taken out.
+    pub fn errands(&mut self, now: Instant, releasing: bool) -> Errands {
+        self.park_poison(now);
+        self.give_up_exchanges(now);
+        self.return_stranded(now);
+        if releasing && self.is_full() && self.stalled().is_none() {
+            self.make_room(now);
+        }
+        let fetch = if releasing && self.halted.is_none() { self.releases(now) } else { Vec::new() };
+        Errands {
+            park: std::mem::take(&mut self.to_park),
+            remove: std::mem::take(&mut self.gone),
+            failed: std::mem::take(&mut self.failed),
+            fetch,
+        }
+    }
+
+    /// The insert of these is committed: they are resolved.
+    pub fn stored(&mut self, positions: impl IntoIterator<Item = Position>) -> Vec<Ticket> {
+        let mut tickets = Vec::new();
+        for position in positions {
+            if let Some(item) = self.items.remove(&position) {
+                self.waiting_bytes -= item.bytes;
+                self.storing -= 1;
+                tickets.push(item.event.ticket);
+            }
+            self.lot.stored_now(position);
+        }
+        tickets
+    }
+
+    /// What was asked for by [`Errands::fetch`] has come from the database. What is missing there is gone: somebody has
+    /// deleted it, or its insert has failed, and then it comes later.
+    pub fn fetched(&mut self, asked: &[Position], contents: Vec<Content>, now: Instant) {
+        for content in contents {
+            self.released(content, now);
+        }
+        for position in asked {
+            let Some(taken) = self.lot.taken(*position).filter(|_| !self.items.contains_key(position)) else {
+                // In the hold by now, or still there because its insert has not been committed.
+                if self.items.get(position).is_some_and(|item| !item.parked) {
+                    self.not_come(*position, now);
+                }
+                continue;
+            };
+            self.arrived(&taken.lane);
+            self.leave_lot(*position, now);
+            self.settle(&taken.lane);
+        }
+    }
+
+    fn not_come(&mut self, position: Position, now: Instant) {
+        let Some(taken) = self.lot.taken(position) else { return };
+        if self.items.get(&position).is_none_or(|item| !item.parked) {
+            self.arrived(&taken.lane);
+            self.lot.put_back(position, now);
+            self.give_back(&taken.lane, now);
+        }
+    }
+
+    /// A parked event that is in the window and not on the wire goes back to the lot, and with it the others of its key.
+    pub(super) fn return_parked(&mut self, position: Position, now: Instant) {
+        let Some(key) = self.items.get(&position).map(|item| Arc::clone(&item.event.key)) else { return };
+        self.drop_parked(position);
+        self.lot.put_back(position, now);
+        self.give_back(&key, now);
+    }
+
+    /// A person has marked a dead letter. True: it has been taken out, and its row may be deleted.
+    pub fn mark(&mut self, position: Position, mark: Mark, now: Instant) -> bool {
+        match mark {
+            Mark::Redrive => {
+                self.lot.redrive(position);
+                false
+            }
+            // On its way out: either it is delivered, or it comes back and the mark is seen again.
+            Mark::Discard if self.lot.is_taken(position) => false,
+            Mark::Discard => self.leave_lot(position, now),
+        }
+    }
+
+    /// Its row is gone, or will be. If the slot gives it again in this session, that is no news.
+    pub(super) fn leave_lot(&mut self, position: Position, now: Instant) -> bool {
+        let was_there = self.lot.remove(position, now);
+        if was_there && self.last_inserted.is_none_or(|last| last < position) {
+            self.left.insert(position);
+        }
+        was_there
+    }
+
+    pub(super) fn has_left(&mut self, position: Position) -> bool {
+        if !self.left.is_empty() {
+            self.left = self.left.split_off(&position);
+        }
+        self.left.remove(&position)
+    }
+
+    /// When [`Self::errands`] will have something to fetch, if nothing else happens.
+    pub(super) fn next_release(&self) -> Option<Instant> {
+        self.lot.next_probe()
+    }
+
+    fn releases(&mut self, now: Instant) -> Vec<Position> {
+        let mut out = self.lot.take(now);
+        // An exchange that refuses everything is probed with one of its own events.
+        let due = |(exchange, failing): (&String, &Failing)| {
+            let due = failing.due().is_some_and(|at| at <= now) && self.feed(exchange, failing) == Feed::Wanted;
+            due.then(|| exchange.clone())
+        };
+        for exchange in self.failing.iter().filter_map(due).collect::<Vec<_>>() {
+            let fed = self.lot.take_for_exchange(&exchange);
+            out.extend(fed);
+            if let Some(failing) = self.failing.get_mut(&exchange) {
+                failing.fed = fed;
+            }
+        }
+        for position in &out {
+            if let Some(taken) = self.lot.taken(*position) {
+                self.lanes.entry(Arc::clone(&taken.lane)).or_default().coming += 1;
+                self.settle(&taken.lane);
+            }
+        }
+        out
+    }
+
+    fn released(&mut self, content: Content, now: Instant) {
+        let position = content.position;
+        let Some(taken) = self.lot.taken(position).filter(|_| !self.items.contains_key(&position)) else { return };
+        let mut message = content.message;
+        if taken.redrive {
+            message.properties.headers.push((REDELIVERED.into(), HeaderValue::Bool(true)));
+        }
+        let Taken { lane, route, policy: (ordering, on_unroutable), exchange, .. } = taken;
+        let route = Route { name: route.to_string(), exchange, ordering, on_unroutable, ..Route::default() };
+        let event = Event {
+            position,
+            id: content.event_id,
+            key: Arc::clone(&lane),
+            route: Arc::new(route),
+            commit_time: content.commit_time,
+            ticket: Ticket::NONE,
+            content: Ok(message),
+            remains: None,
+        };
+        let item = Item { parked: true, ..Item::new(event, State::Waiting, now) };
+        self.waiting_bytes += item.bytes;
+        self.items.insert(position, item);
+        self.released += 1;
+        self.arrived(&lane);
+        if let Some(lane) = self.lanes.get_mut(&lane) {
+            lane.insert(position);
+        }
+        self.settle(&lane);
+    }
+
+    fn arrived(&mut self, key: &Arc<str>) {
+        if let Some(lane) = self.lanes.get_mut(key) {
+            lane.coming = lane.coming.saturating_sub(1);
+        }
+    }
+
+    /// The parked events of a key that are in the window go back to the lot, but for what is on the wire.
+    pub(super) fn give_back(&mut self, key: &Arc<str>, now: Instant) {
+        for position in self.lot.taken_of(key) {
+            match self.items.get(&position).filter(|item| item.parked) {
+                Some(item) if item.is_out() => continue,
+                Some(_) => self.drop_parked(position),
+                // What is still to come will not be looked at.
+                None => self.arrived(key),
+            }
+            self.lot.put_back(position, now);
+        }
+        self.park_behind(key, now);
+    }
+
+    /// Takes a parked event out of the window.
+    pub(super) fn drop_parked(&mut self, position: Position) {
+        let Some(item) = self.items.remove(&position) else { return };
+        self.waiting_bytes -= item.bytes;
+        self.released -= 1;
+        let key = Arc::clone(&item.event.key);
+        if let Some(lane) = self.lanes.get_mut(&key) {
+            lane.take_out(position, &item);
+        }
+        self.settle(&key);
+    }
+
+    /// A parked event was refused again, and stays parked.
+    pub(super) fn stays_parked(&mut self, position: Position, reason: Reason, error: &str, now: Instant) {
+        let Some(key) = self.items.get(&position).map(|item| Arc::clone(&item.event.key)) else { return };
+        if let Some(way) = self.lot.way_of(position).filter(|_| !reason.is_poison()) {
+            self.lot.refused_there(&way, reason, error, &mut self.backoff, now);
+        }
+        self.drop_parked(position);
+        self.lot.put_back(position, now);
+        if let Some(reason) = self.lot.failed_again(position, reason) {
+            self.failed.push(FailedAgain { position, reason, error: error.to_owned() });
+        }
+        self.give_back(&key, now);
+    }
+
+    /// Parks the head of a key and everything that waits behind it.
+    pub(super) fn park_lane(&mut self, key: &Arc<str>, reason: Reason, error: &str, now: Instant) {
+        let Some(lane) = self.lanes.get(key) else { return };
+        let Some(head) = lane.queue.front().copied() else { return };
+        let Some(item) = self.items.get(&head).filter(|item| !item.is_out() && !item.parked) else { return };
+        let way = Way::of(&item.event);
+        self.park_item(head, reason, error);
+        if !reason.is_poison() {
+            self.lot.refused_there(&way, reason, error, &mut self.backoff, now);
+        }
+        // What was released meanwhile is behind it too: an older event that the slot has given again.
+        self.give_back(key, now);
+    }
+
+    /// Parks what waits in a key that is parked.
+    pub(super) fn park_behind(&mut self, key: &Arc<str>, now: Instant) {
+        let Some(lane) = self.lanes.get(key) else { return };
+        let behind = lane.queue.iter().filter(|position| self.lot.holds(key, **position));
+        let behind: Vec<Position> = behind
+            .filter(|position| self.items.get(position).is_some_and(|item| !item.is_out() && !item.parked))
+            .copied()
+            .collect();
+        for position in behind {
+            self.park_follower(position, now);
+        }
+        self.settle(key);
+    }
+
+    fn park_follower(&mut self, position: Position, now: Instant) {
+        let Some(item) = self.items.get(&position) else { return };
+        match (&item.state, item.last_refusal) {
+            (State::Poisoned(poison), _) => {
+                let poison = poison.clone();
+                self.park_item(position, Reason::Poison(poison.reason), &poison.detail);
+            }
+            (_, Some(refusal)) => {
+                let way = Way::of(&item.event);
+                self.park_item(position, refusal.reason(), refusal.words());
+                self.lot.refused_there(&way, refusal.reason(), refusal.words(), &mut self.backoff, now);
+            }
+            _ => self.park_item(position, Reason::Behind, "an earlier event of its key is parked"),
+        }
+    }
+
+    /// Out of its lane and into the lot. Resolved once [`Self::stored`].
+    pub(super) fn park_item(&mut self, position: Position, reason: Reason, error: &str) {
+        let Some(item) = self.items.get_mut(&position) else { return };
+        let key = Arc::clone(&item.event.key);
+        if let Some(lane) = self.lanes.get_mut(&key) {
+            lane.take_out(position, item);
+        }
+        self.poisoned -= usize::from(matches!(item.state, State::Poisoned(_)));
+        item.state = State::Parking;
+        item.retry_at = None;
+        let skipped = reason.is_poison() && item.event.route.on_poison == OnPoison::Skip;
+        let letter = NewDeadLetter {
+            event: Arc::clone(&item.event),
+            reason,
+            error: error.to_owned(),
+            holds_key: !skipped,
+            attempts: item.attempts,
+        };
+        self.storing += 1;
+        self.lot.add(&letter);
+        self.to_park.push(letter);
+        // A suspect stays one: that it is parked says nothing of what it does to a channel.
+        self.settle(&key);
+    }
+
+    /// Keys whose head can never be published.
+    fn park_poison(&mut self, now: Instant) {
+        for key in std::mem::take(&mut self.poisoned_keys) {
+            let head = self.lanes.get(&key).and_then(|lane| lane.queue.front().copied());
+            let Some(item) = head.and_then(|head| self.items.get(&head)) else { continue };
+            if let State::Poisoned(poison) = &item.state {
+                let poison = poison.clone();
+                self.park_lane(&key, Reason::Poison(poison.reason), &poison.detail, now);
+            }
+        }
+    }
+
+    /// `on_poison = halt`: nothing after it goes out any more.
+    pub(super) fn halt(&mut self, halted: Halted) {
+        let position = halted.position;
+        self.halted.get_or_insert(halted);
+        let later: Vec<Position> = self.items.range(position..).map(|(position, _)| *position).collect();
+        for position in later {
+            let Some(item) = self.items.get(&position).filter(|item| !item.is_out() && !item.parked) else { continue };
+            if matches!(item.state, State::Parking) {
+                continue;
+            }
+            let key = Arc::clone(&item.event.key);
+            if let Some(item) = self.items.remove(&position) {
+                self.waiting_bytes -= item.bytes;
+                self.poisoned -= usize::from(matches!(item.state, State::Poisoned(_)));
+                if let Some(lane) = self.lanes.get_mut(&key) {
+                    lane.take_out(position, &item);
+                }
+            }
+            self.settle(&key);
+        }
+    }
+
+    /// Rule R3: held while the window has room.
+    fn make_room(&mut self, now: Instant) {
+        let waiting = self.timers.iter().map(|(_, position)| *position);
+        let exchanges = self.failing.values().flat_map(|failing| failing.waiting.iter().copied());
+        let held: Vec<Position> = waiting.chain(exchanges).collect();
+        for position in held {
+            self.park_held(position, now);
+        }
+    }
+
+    /// Parks a held head, if its route allows that. Returns whether it did.
+    pub(super) fn park_held(&mut self, position: Position, now: Instant) -> bool {
+        let Some(item) = self.items.get(&position).filter(|item| !item.parked && item.may_be_parked()) else {
+            return false;
+        };
+        let key = Arc::clone(&item.event.key);
+        if self.lanes.get(&key).and_then(|lane| lane.queue.front()) != Some(&position) {
+            return false;
+        }
+        let failing = self.failing.get(&item.event.route.exchange);
+        let (reason, words) = match (failing, item.last_refusal) {
+            (Some(failing), _) => (failing.reason, failing.error.clone()),
+            (None, Some(refusal)) => (refusal.reason(), refusal.words().to_owned()),
+            (None, None) => return false,
+        };
+        self.park_lane(&key, reason, &words, now);
+        true
+    }
+
+    /// How much of the time since `since` counts for [`crate::config::Limits::hold_for`]: it stands still while the broker
+    /// is blocked or away.
+    pub(super) fn held_for(&self, since: Instant, frozen_then: Duration, now: Instant) -> Duration {
+        let frozen = self.frozen_for(now).saturating_sub(frozen_then);
+        now.saturating_duration_since(since).saturating_sub(frozen)
+    }
+
+    pub(super) fn frozen_for(&self, now: Instant) -> Duration {
+        self.frozen + self.frozen_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
+    /// Whether the broker takes publishes. The time of a hold stands still while it does not.
+    pub fn publishing(&mut self, publishing: bool, now: Instant) {
+        match (publishing, self.frozen_since) {
+            (false, None) => self.frozen_since = Some(now),
+            (true, Some(since)) => {
+                self.frozen += now.saturating_duration_since(since);
+                self.frozen_since = None;
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Item {
+    pub(super) fn is_out(&self) -> bool {
+        matches!(self.state, State::OnWire { .. } | State::Probing { .. })
+    }
+
+    /// `on_unroutable = hold` keeps what cannot be routed; what a queue refuses is parked all the same.
+    pub(super) fn may_be_parked(&self) -> bool {
+        self.event.route.on_unroutable != OnUnroutable::Hold || self.last_refusal == Some(Refusal::Nacked)
+    }
+}
