@@ -1,0 +1,155 @@
+//! The statements of the dead letters (rules R3, R4, R6).
+//!
+//! Every write checks the relay's epoch in its own transaction and locks the row that holds it, so that nothing of a relay
+//! that was replaced is committed after its successor has read what is parked. Hundreds of small letters are one message to
+//! the server and one back: arrays, and statements whose types are given instead of asked for.
+
+mod fetch;
+pub(crate) mod headers;
+mod park;
+
+use std::collections::HashSet;
+use std::pin::pin;
+use std::sync::Arc;
+
+use futures_util::TryStreamExt;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Row, Transaction};
+
+pub use fetch::fetch;
+pub use park::park;
+
+use super::state::{StateError, fenced};
+use crate::dead_letters::{DeadLetter, FailedAgain, Mark};
+use crate::event::Position;
+
+/// What a row holds of a body, and what a chunk holds of the rest. The constraints of the tables say the same.
+const PIECE: usize = 1024 * 1024;
+
+/// What [`look`] finds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// In the order of positions.
+    pub marks: Vec<(Position, Mark)>,
+    /// Dead letters of the slot, marked or not.
+    pub count: u64,
+}
+
+/// All dead letters of the slot without content, in the order of positions. Runs inside the transaction that has raised the
+/// epoch: what the relay before has parked is committed, and it will park nothing more.
+pub async fn load(transaction: &Transaction<'_>, slot: &str) -> Result<Vec<DeadLetter>, StateError> {
+    const DOING: &str = "load the dead letters";
+    let rows = transaction
+        .query_typed_raw(include_str!("../../sql/queries/load_dead_letters.sql"), [(slot, Type::TEXT)])
+        .await
+        .map_err(StateError::during(DOING))?;
+    let mut rows = pin!(rows);
+    // Row by row, with each key once: there may be a hundred thousand of them, of a few keys.
+    let mut keys = HashSet::new();
+    let mut letters = Vec::new();
+    while let Some(row) = rows.try_next().await.map_err(StateError::during(DOING))? {
+        letters.push(dead_letter(&row, &mut keys)?);
+    }
+    Ok(letters)
+}
+
+fn dead_letter(row: &Row, keys: &mut HashSet<Arc<str>>) -> Result<DeadLetter, StateError> {
+    let mut shared = |key: &str| match keys.get(key) {
+        Some(key) => Arc::clone(key),
+        None => {
+            let key: Arc<str> = Arc::from(key);
+            keys.insert(Arc::clone(&key));
+            key
+        }
+    };
+    Ok(DeadLetter {
+        id: row.get("id"),
+        position: position(row.get("position"))?,
+        keys: row.get::<_, Vec<&str>>("keys").into_iter().map(&mut shared).collect(),
+        route: row.get("route"),
+        exchange: row.get("exchange"),
+        routing_key: row.get("routing_key"),
+        reason: row.get::<_, &str>("reason").parse().map_err(|_| StateError::Damaged("an unknown reason"))?,
+        holds_key: row.get("holds_key"),
+        bytes: size(row)?,
+        parked_at: row.get("parked_at"),
+        mark: row.get::<_, Option<&str>>("mark").map(mark).transpose()?,
+    })
+}
+
+/// They have been delivered or discarded. Those that are gone already are no error.
+pub async fn remove(client: &Client, slot: &str, epoch: i64, positions: &[Position]) -> Result<(), StateError> {
+    let row = client
+        .query_typed_one(
+            include_str!("../../sql/queries/remove_dead_letters.sql"),
+            &[(&slot, Type::TEXT), (&epoch, Type::INT8), (&texts(positions), Type::TEXT_ARRAY)],
+        )
+        .await
+        .map_err(StateError::during("take out dead letters"))?;
+    row.get::<_, bool>("carries").then_some(()).ok_or_else(|| fenced(slot, epoch))
+}
+
+/// They were published and refused again: one attempt more, and a mark that asked for it is gone. Those that are gone
+/// themselves are no error.
+pub async fn failed_again(client: &Client, slot: &str, epoch: i64, failed: &[FailedAgain]) -> Result<(), StateError> {
+    let positions: Vec<String> = failed.iter().map(|failed| failed.position.to_string()).collect();
+    let reasons: Vec<&str> = failed.iter().map(|failed| failed.reason.as_str()).collect();
+    let errors: Vec<String> = failed.iter().map(|failed| storable(&failed.error)).collect();
+    let row = client
+        .query_typed_one(
+            include_str!("../../sql/queries/dead_letters_failed_again.sql"),
+            &[
+                (&slot, Type::TEXT),
+                (&epoch, Type::INT8),
+                (&positions, Type::TEXT_ARRAY),
+                (&reasons, Type::TEXT_ARRAY),
+                (&errors, Type::TEXT_ARRAY),
+            ],
+        )
+        .await
+        .map_err(StateError::during("note that dead letters were refused again"))?;
+    row.get::<_, bool>("carries").then_some(()).ok_or_else(|| fenced(slot, epoch))
+}
+
+/// Marks that are set, and how many dead letters of the slot there are at all: people may have deleted rows.
+///
+/// The count reads the slot's part of an index: for a hundred thousand 20 ms, or 90 until they have been vacuumed.
+pub async fn look(client: &Client, slot: &str) -> Result<Look, StateError> {
+    let rows = client
+        .query_typed(include_str!("../../sql/queries/look_at_dead_letters.sql"), &[(&slot, Type::TEXT)])
+        .await
+        .map_err(StateError::during("look at the dead letters"))?;
+    let mut look = Look::default();
+    for row in &rows {
+        look.count = u64::try_from(row.get::<_, i64>("count")).map_err(|_| StateError::Damaged("a negative count"))?;
+        if let Some(text) = row.get::<_, Option<&str>>("mark") {
+            look.marks.push((position(row.get("position"))?, mark(text)?));
+        }
+    }
+    Ok(look)
+}
+
+/// The broker's words may be anything, and a text of PostgreSQL holds no NUL.
+fn storable(text: &str) -> String {
+    text.replace('\0', " ")
+}
+
+fn texts(positions: &[Position]) -> Vec<String> {
+    positions.iter().map(Position::to_string).collect()
+}
+
+fn position(text: &str) -> Result<Position, StateError> {
+    text.parse().map_err(|_| StateError::Damaged("a position that is none"))
+}
+
+fn mark(text: &str) -> Result<Mark, StateError> {
+    match text {
+        "redrive" => Ok(Mark::Redrive),
+        "discard" => Ok(Mark::Discard),
+        _ => Err(StateError::Damaged("an unknown mark")),
+    }
+}
+
+fn size(row: &Row) -> Result<u64, StateError> {
+    u64::try_from(row.get::<_, i64>("body_bytes")).map_err(|_| StateError::Damaged("a negative size"))
+}
