@@ -1,0 +1,18 @@
+//! RabbitMQ: connection, topology, publisher.
+//!
+//! [`publisher`] is the way in; a session's publishing is the loop in `window`, over one `channel` at a time.
+
+mod channel;
+pub mod connection;
+mod journal;
+pub mod management;
+mod outage;
+mod probe;
+pub mod publisher;
+pub mod queues;
+mod socket;
+pub mod tap;
+pub mod tls;
+pub mod topology;
+pub mod url;
+mod window;

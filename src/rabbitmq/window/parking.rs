@@ -1,0 +1,64 @@
+//! What the window does for the parking lot: errands to the database, and what they bring back.
+
+use std::time::Instant;
+
+use super::Window;
+use crate::dead_letters::desk::Answer;
+use crate::postgres::dead_letters::Look;
+use crate::rabbitmq::publisher::BrokerError;
+
+impl Window<'_> {
+    /// What the parking lot has for the database.
+    pub(super) fn park_and_release(&mut self, now: Instant, releasing: bool) {
+        let errands = self.hold.errands(now, releasing && self.desk.is_open());
+        for letter in &errands.park {
+            self.published.remove(&letter.event.position);
+            self.broker.journal.parked(letter);
+        }
+        for failed in &errands.failed {
+            self.published.remove(&failed.position);
+        }
+        self.desk.carry_out(errands);
+        let tickets = self.hold.take_resolved();
+        self.resolve(tickets);
+    }
+
+    pub(super) fn answered(&mut self, answer: Answer, now: Instant) -> Result<(), BrokerError> {
+        match answer {
+            Answer::Loaded(letters) => {
+                let routes = &self.broker.config.routes;
+                let policy = |name: &str| {
+                    let route = routes.iter().find(|route| route.name == name);
+                    route.map_or_else(Default::default, |route| (route.ordering, route.on_unroutable))
+                };
+                self.hold.load(letters, policy, now);
+            }
+            Answer::Parked(positions) => {
+                let tickets = self.hold.stored(positions);
+                self.resolve(tickets);
+            }
+            Answer::Removed | Answer::FailedAgain => {}
+            Answer::Fetched { asked, contents } => self.hold.fetched(&asked, contents, now),
+            Answer::Looked(look) => self.looked(&look, now)?,
+        }
+        self.desk.go_on();
+        Ok(())
+    }
+
+    fn looked(&mut self, look: &Look, now: Instant) -> Result<(), BrokerError> {
+        let exact = self.desk.look_is_exact();
+        if exact && usize::try_from(look.count) != Ok(self.hold.lot().stored()) {
+            return Err(BrokerError::DeadLettersChanged);
+        }
+        let mut discarded = Vec::new();
+        for (position, mark) in &look.marks {
+            let route = self.hold.lot().route(*position).map(str::to_owned);
+            if self.hold.mark(*position, *mark, now) {
+                self.broker.journal.discarded_by_a_person(*position, route.as_deref().unwrap_or_default());
+                discarded.push(*position);
+            }
+        }
+        self.desk.remove(discarded);
+        Ok(())
+    }
+}
