@@ -1,0 +1,356 @@
+//! One session: from connecting to PostgreSQL until one of the two servers fails or the relay is told to stop.
+//!
+//! A screenful of glue around the parts without I/O. One `select!` whose arms never await the broker, so that feedback to
+//! PostgreSQL keeps flowing while the broker is slow or blocked. It runs on an OS thread of its own with a current-thread
+//! runtime, because the replication stream pauses that thread to let data pile up (see [`crate::postgres::replication`]).
+
+mod carrier;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use secrecy::ExposeSecret;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use carrier::Carrier;
+
+use crate::config::Config;
+use crate::config::load::SecretError;
+use crate::dead_letters::DeadLetter;
+use crate::dead_letters::desk::{Answer, Registry};
+use crate::event::Ticket;
+use crate::event::outbox::EventBuilder;
+use crate::event::route::{RouteError, Router};
+use crate::lsn::Lsn;
+use crate::metrics::Metrics;
+use crate::pipeline::{Pipeline, PipelineError};
+use crate::postgres::error::ConnectError;
+use crate::postgres::replication::{ReplicationConnection, ReplicationError, ReplicationStream};
+use crate::postgres::slot::{self, Before, Halt, SlotError, Taken};
+use crate::postgres::sql::{self, Sql, SqlError};
+use crate::postgres::state::{self, StateError};
+use crate::postgres::url::{ParseTargetError, Target};
+use crate::rabbitmq::publisher::Batch;
+use crate::state_writer::StateWriter;
+use crate::status::{Role, Status};
+
+/// Feedback is coalesced to one status update in this time; PostgreSQL is asked for a keepalive (its word on how far the
+/// WAL is) once in [`PING`].
+const FEEDBACK: Duration = Duration::from_secs(1);
+const PING: Duration = Duration::from_secs(10);
+/// Bytes of WAL taken in one go; together with the channel's capacity it bounds what is between reader and publisher. Events take
+/// about four times as much, and what fits the processor's cache is cheaper to hand over.
+const READ_BYTES: usize = 256 * 1024;
+/// For each statement about state: what takes longer is stuck, and tried again in a new session.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The server's consent to START_REPLICATION: it reads the slot from disk and the WAL's start.
+const START: Duration = Duration::from_secs(30);
+/// How often a standby asks for the lock (with jitter of as much again).
+const STANDBY_POLL: Duration = Duration::from_millis(500);
+
+/// What a session needs from the relay that runs it.
+pub struct Session {
+    pub number: u64,
+    pub config: Arc<Config>,
+    pub metrics: Metrics,
+    pub status: Status,
+    /// To the publisher. Dropped to say: publish what you have, then end.
+    pub batches: mpsc::Sender<Batch>,
+    /// From the publisher. Closed when it has ended.
+    pub resolved: mpsc::UnboundedReceiver<Vec<Ticket>>,
+    /// True when the relay is to stop.
+    pub stop: watch::Receiver<bool>,
+    pub remembered: Arc<Remembered>,
+    /// What the events need and the broker has not. It keeps a relay from its first start only: later, what it concerns
+    /// is held and the rest flows (rule R5).
+    pub missing_topology: Option<String>,
+}
+
+/// What outlives a session in this process: the highest position that PostgreSQL was allowed to forget (rule R8).
+#[derive(Debug, Default)]
+pub struct Remembered(AtomicU64);
+
+impl Remembered {
+    fn raise(&self, lsn: Lsn) {
+        self.0.fetch_max(lsn.0, Ordering::Relaxed);
+    }
+
+    fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Lsn {
+        Lsn(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// A session that is over.
+#[derive(Debug)]
+pub struct Ended {
+    /// For how long WAL flowed, if it did.
+    pub carried: Option<Duration>,
+    pub result: Result<(), SessionError>,
+}
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error(transparent)]
+    Target(#[from] ParseTargetError),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    #[error("the replication connection failed")]
+    Replication(#[from] ReplicationError),
+    #[error("the SQL session ended")]
+    SqlEnded(#[source] Arc<SqlError>),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    #[error("PostgreSQL skips the publication (`{0}`): run `postrider check`")]
+    PublicationSkipped(String),
+    #[error("the publisher has ended")]
+    PublisherEnded,
+    #[error("the session's thread could not be started or has died")]
+    Thread(#[source] Option<std::io::Error>),
+}
+
+impl SessionError {
+    /// For `postrider_reconnects_total`: one of [`crate::metrics::RECONNECT_REASONS`], if a connection to PostgreSQL is it.
+    pub fn reconnect_reason(&self) -> Option<&'static str> {
+        match self {
+            SessionError::Connect(_) => Some("connect"),
+            SessionError::Replication(_) | SessionError::SqlEnded(_) => Some("lost"),
+            SessionError::State(error) if error.session_is_gone() => Some("lost"),
+            _ => None,
+        }
+    }
+
+    /// Continuity cannot be proven: the same answer will come until a person has decided.
+    pub fn halt(&self) -> Option<&Halt> {
+        match self {
+            SessionError::Slot(SlotError::Halt(halt)) => Some(halt),
+            _ => None,
+        }
+    }
+}
+
+impl Session {
+    /// Carries until told to stop (`Ok`) or until something fails. When this returns, both connections are closed. `registry`
+    /// is where the publisher has the dead letters written.
+    pub async fn run(self, registry: Registry) -> Ended {
+        let mut began = None;
+        let result = self.run_until_it_ends(registry, &mut began).await;
+        Ended { carried: began.map(|began| began.elapsed()), result }
+    }
+
+    async fn run_until_it_ends(
+        mut self,
+        registry: Registry,
+        carried: &mut Option<Instant>,
+    ) -> Result<(), SessionError> {
+        let url = self.config.database_url.read()?;
+        let target = Target::parse(url.expose_secret(), self.config.require_tls)?;
+        let mut stop = self.stop.clone();
+        let application_name = self.config.application_name();
+        let mut sql = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            sql = Sql::connect(&target, &application_name, STATEMENT_TIMEOUT) => sql?,
+        };
+        let mut ended = sql.ended();
+        let started = tokio::select! {
+            biased;
+            end = ended.wait() => return Err(SessionError::SqlEnded(end)),
+            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            started = self.start(&target, &mut sql) => started?,
+        };
+        let Some((stream, taken, epoch, letters)) = started else { return Err(SessionError::PublisherEnded) };
+
+        *carried = Some(Instant::now());
+        self.metrics.set_role(Role::Active);
+        self.metrics.session_up.set(1);
+        self.status.update(|status| {
+            status.role = Role::Active;
+            status.session_up = true;
+            status.relay_epoch = Some(epoch);
+            status.problem = None;
+        });
+        let dead_letters = letters.len();
+        tracing::info!(slot = self.config.slot, from = %taken.confirmed, relay_epoch = epoch, dead_letters, "carrying");
+        let (metrics, status) = (self.metrics.clone(), self.status.clone());
+        // Before the first batch: rule R6.
+        registry.answers.send(Answer::Loaded(letters)).map_err(|_| SessionError::PublisherEnded)?;
+        let writer = StateWriter::start(sql, &self.config.slot, epoch, registry);
+        let result = self.carry(stream, &taken, writer, ended).await;
+        metrics.session_up.set(0);
+        metrics.set_role(Role::Standby);
+        status.update(|status| {
+            status.role = Role::Standby;
+            status.session_up = false;
+        });
+        result
+    }
+
+    /// Up to the point where WAL flows and this relay is the one that carries. The order is rule R6's: the lock, then
+    /// START_REPLICATION, then the epoch, and only then may anything be published. `None`: the publisher has ended meanwhile.
+    async fn start(
+        &mut self,
+        target: &Target,
+        sql: &mut Sql,
+    ) -> Result<Option<(ReplicationStream, Taken, i64, Vec<DeadLetter>)>, SessionError> {
+        let mut replication = ReplicationConnection::connect(target, &self.config.application_name()).await?;
+        let mut waiting = false;
+        while !slot::try_lock(sql.client(), &mut replication, &self.config.slot).await? {
+            if !waiting {
+                waiting = true;
+                tracing::info!(slot = self.config.slot, "another relay carries; standing by");
+                let text = format!("another relay holds slot {}; standing by to take over", self.config.slot);
+                self.status.update(|status| status.problem = Some(text));
+            }
+            if self.resolved.is_closed() {
+                return Ok(None);
+            }
+            sleep(STANDBY_POLL.mul_f64(1.0 + rand::random::<f64>())).await;
+        }
+        let before = Before { remembered: self.remembered.get(), missing_topology: self.missing_topology.take() };
+        let taken = slot::take(sql.client_mut(), &mut replication, &self.config, before).await?;
+        if taken.made {
+            self.remembered.reset();
+        }
+        self.remembered.raise(taken.confirmed);
+        let stream = replication.start(&self.config.slot, &[&self.config.publication], START).await?;
+        let (epoch, letters) = state::take_over(sql.client_mut(), &self.config.slot).await?;
+        Ok(Some((stream, taken, epoch, letters)))
+    }
+
+    async fn carry(
+        mut self,
+        stream: ReplicationStream,
+        taken: &Taken,
+        writer: StateWriter,
+        mut ended: sql::Ended,
+    ) -> Result<(), SessionError> {
+        let database = &taken.identity.database;
+        let builder = EventBuilder::new(
+            self.config.name.as_deref().unwrap_or(database),
+            database,
+            Router::new(&self.config.routes)?,
+            &self.config.allowed_headers,
+            self.config.limits.max_message_bytes,
+        );
+        let pipeline = Pipeline::new(
+            self.number,
+            taken.confirmed,
+            taken.source_epoch,
+            &self.config.slot,
+            &self.config.outbox,
+            builder,
+        );
+        let mut carrier = Carrier {
+            acknowledged: taken.confirmed,
+            intended: taken.confirmed,
+            received: taken.confirmed,
+            own_progress: false,
+            last_beat: None,
+            // What the session before has delivered may not have been shown.
+            unshown_event: true,
+            beats_fail: false,
+            beaten_at: taken.confirmed,
+            clock: None,
+            unrecorded: false,
+            stream,
+            pipeline,
+            writer,
+            heartbeat_interval: self.config.limits.heartbeat_interval,
+            metrics: self.metrics.clone(),
+            status: self.status.clone(),
+            remembered: Arc::clone(&self.remembered),
+        };
+        let mut feedback = interval(FEEDBACK);
+        feedback.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ping = interval(PING);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The sender, or the room it has reserved: never both. Dropping it tells the publisher to finish what it has.
+        let mut batches = Some(self.batches);
+        let mut room: Option<mpsc::OwnedPermit<Batch>> = None;
+        let mut frames = Vec::new();
+        let mut drain_until: Option<Instant> = None;
+
+        loop {
+            let reading = drain_until.is_none();
+            tokio::select! {
+                biased;
+                // R9: PostgreSQL ends ordinary sessions first when it shuts down. Returning drops the replication
+                // connection at once, whatever is undelivered, so that the shutdown does not wait for us.
+                end = ended.wait() => return Err(SessionError::SqlEnded(end)),
+                tickets = self.resolved.recv() => match tickets {
+                    Some(tickets) => {
+                        carrier.resolve(&tickets);
+                        while let Ok(tickets) = self.resolved.try_recv() {
+                            carrier.resolve(&tickets);
+                        }
+                        carrier.note_progress();
+                    }
+                    None if !reading => return carrier.finish().await,
+                    // What it has delivered by then is acknowledged, or the next session would send it again.
+                    None => return tokio::select! {
+                        biased;
+                        end = ended.wait() => Err(SessionError::SqlEnded(end)),
+                        finished = carrier.finish() => finished.and(Err(SessionError::PublisherEnded)),
+                    },
+                },
+                written = carrier.writer.written() => carrier.on_written(written).await?,
+                _ = feedback.tick() => carrier.feedback(false).await?,
+                _ = ping.tick() => carrier.feedback(true).await?,
+                _ = self.stop.wait_for(|stop| *stop), if reading => {
+                    batches = None;
+                    room = None;
+                    drain_until = Some(Instant::now() + self.config.limits.drain_timeout);
+                }
+                () = sleep_until(drain_until), if !reading => {
+                    tracing::info!(
+                        unresolved = carrier.pipeline.progress().unresolved(),
+                        "stopping without waiting longer; what is undelivered will be sent again at the next start",
+                    );
+                    return carrier.finish().await;
+                }
+                // Reading waits for room with the publisher: this is the back-pressure, and feedback goes on meanwhile.
+                reserved = reserve(&mut batches), if reading && room.is_none() => {
+                    room = Some(reserved.ok_or(SessionError::PublisherEnded)?);
+                }
+                read = carrier.stream.next_batch(&mut frames, READ_BYTES), if room.is_some() => {
+                    read?;
+                    let events = carrier.take(&mut frames).await?;
+                    if !events.is_empty() && let Some(permit) = room.take() {
+                        batches = Some(permit.send(Batch { events }));
+                    }
+                    carrier.note_progress();
+                }
+            }
+        }
+    }
+}
+
+/// Room for one batch with the publisher; `None` when it has ended. Cancel-safe: the sender stays where it is until then.
+async fn reserve(batches: &mut Option<mpsc::Sender<Batch>>) -> Option<mpsc::OwnedPermit<Batch>> {
+    let sender = batches.as_ref()?.clone();
+    let permit = sender.reserve_owned().await.ok()?;
+    *batches = None;
+    Some(permit)
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}

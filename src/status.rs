@@ -1,0 +1,143 @@
+//! What the relay knows of itself, for `/status`, `/ready` and `postrider status`.
+//!
+//! One small structure behind a lock, written by the tasks that know and read by the admin listener. Nothing decides by it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+
+/// Shared handle. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Status(Arc<Mutex<Snapshot>>);
+
+/// The relay as it is now. Serialized as it stands: field names are part of `/status`.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Snapshot {
+    pub version: &'static str,
+    pub role: Role,
+    pub slot: String,
+    pub publication: String,
+    /// The replication stream is open and this relay holds the slot.
+    pub session_up: bool,
+    /// The publishing connection is open.
+    pub broker_up: bool,
+    /// The broker has sent `connection.blocked`, with its reason.
+    pub broker_blocked: Option<String>,
+    /// What keeps the relay from carrying, and what to do about it. `None` while it carries.
+    pub problem: Option<String>,
+    pub relay_epoch: Option<i64>,
+    /// End of the last transaction (or keepalive) before which everything is delivered, as reported to PostgreSQL.
+    pub acknowledged_lsn: Option<String>,
+    /// End of the last transaction or keepalive that was received.
+    pub received_lsn: Option<String>,
+    pub unresolved_events: u64,
+    pub unresolved_bytes: u64,
+    /// Keys whose head was returned or nacked and waits for its retry.
+    pub held_keys: u64,
+    /// The exchanges that refuse everything at the moment, with the broker's words.
+    pub failing_exchanges: Vec<FailingExchange>,
+    pub dead_letters: DeadLetters,
+    /// The key that has waited longest.
+    pub most_delayed: Option<DelayedKey>,
+    /// Seconds; see the metric of the same name. `None` before the first session.
+    pub delivery_lag_seconds: Option<f64>,
+    pub stopping: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Not carrying yet: connecting, or another relay has the slot.
+    #[default]
+    Standby,
+    Active,
+    /// Stopped on purpose: continuity cannot be proven (guarantee G8).
+    Halted,
+}
+
+impl Role {
+    pub const ALL: [Role; 3] = [Role::Standby, Role::Active, Role::Halted];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Standby => "standby",
+            Role::Active => "active",
+            Role::Halted => "halted",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FailingExchange {
+    pub exchange: String,
+    pub error: String,
+}
+
+/// What waits in `postrider.dead_letters`, as the relay that carries knows it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct DeadLetters {
+    pub waiting: u64,
+    pub bytes: u64,
+    /// Ordering keys whose new events are parked too.
+    pub keys: u64,
+    /// Since the oldest of them was parked.
+    pub oldest_seconds: Option<f64>,
+    pub by_reason: BTreeMap<&'static str, u64>,
+    /// The (exchange, routing key) pairs whose events are parked without being published; the first of them.
+    pub failing: Vec<FailingWay>,
+    /// The bound that they have reached: nothing is read any more.
+    pub stalled: Option<&'static str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FailingWay {
+    pub exchange: String,
+    pub routing_key: String,
+    pub reason: &'static str,
+    pub error: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DelayedKey {
+    pub key: String,
+    pub seconds: f64,
+    pub reason: String,
+}
+
+impl Status {
+    pub fn new(slot: &str, publication: &str) -> Self {
+        Status(Arc::new(Mutex::new(Snapshot {
+            version: env!("CARGO_PKG_VERSION"),
+            slot: slot.to_owned(),
+            publication: publication.to_owned(),
+            ..Snapshot::default()
+        })))
+    }
+
+    /// Changes the snapshot. The closure must be short: it runs under the lock.
+    pub fn update(&self, change: impl FnOnce(&mut Snapshot)) {
+        change(&mut self.lock());
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Snapshot> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Snapshot {
+    /// Whether `/ready` is green: it carries, the broker takes what it publishes, and nothing keeps it
+    /// from reading.
+    pub fn ready(&self) -> bool {
+        self.role == Role::Active
+            && self.session_up
+            && self.broker_up
+            && self.broker_blocked.is_none()
+            && self.dead_letters.stalled.is_none()
+            && !self.stopping
+    }
+}
