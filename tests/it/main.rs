@@ -1,0 +1,52 @@
+//! Integration tests against real servers: those of DATABASE_URL, AMQP_URL and POSTRIDER_TEST_MANAGEMENT_URL, or a pair
+//! started through testcontainers.
+
+// `cfg(test)` is what tells clippy that these modules may unwrap and index.
+#[cfg(test)]
+mod amqp_proxy;
+#[cfg(test)]
+mod broker;
+#[cfg(test)]
+mod check;
+#[cfg(test)]
+mod command;
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod dead_letter_queues;
+#[cfg(test)]
+mod dlq;
+#[cfg(test)]
+mod encoding;
+#[cfg(test)]
+mod image;
+#[cfg(test)]
+mod migrate;
+#[cfg(test)]
+mod outage;
+#[cfg(test)]
+mod parking;
+#[cfg(test)]
+mod poison;
+#[cfg(test)]
+mod publisher;
+#[cfg(test)]
+mod publisher_failures;
+#[cfg(test)]
+mod publishing;
+#[cfg(test)]
+mod rabbit;
+#[cfg(test)]
+mod replication;
+#[cfg(test)]
+mod road;
+#[cfg(test)]
+mod slot;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod tail;
+#[cfg(test)]
+mod tls;
+#[cfg(test)]
+mod uninstall;

@@ -1,0 +1,114 @@
+//! Servers that a test may break, started by `scripts/servers` with whichever engine there is.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use url::Url;
+
+use super::servers::Servers;
+use super::unique;
+
+/// One server of the test's own. Removed when dropped.
+pub(crate) struct Own {
+    name: String,
+    values: HashMap<String, String>,
+}
+
+impl Own {
+    /// `options` are those of `scripts/servers start postgres`.
+    pub(crate) fn postgres(options: &[&str]) -> Self {
+        Self::start("postgres", options)
+    }
+
+    /// `options` are those of `scripts/servers start rabbitmq`.
+    pub(crate) fn rabbitmq(options: &[&str]) -> Self {
+        Self::start("rabbitmq", options)
+    }
+
+    fn start(kind: &str, options: &[&str]) -> Self {
+        let prefix = prefix().unwrap_or_else(|| "it".to_owned());
+        let name = unique(&format!("{prefix}-{kind}")).replace('_', "-");
+        let mut arguments = vec!["start", kind, &name];
+        arguments.extend(options);
+        let output = script(&arguments);
+        let values = output
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
+        Own { name, values }
+    }
+
+    /// For several tests: it is removed when this process ends.
+    pub(crate) fn keep_until_exit(self) -> &'static Self {
+        if prefix().is_none() {
+            super::at_exit(&[&path().display().to_string(), "remove", &self.name]);
+        }
+        Box::leak(Box::new(self))
+    }
+
+    /// Publishers are blocked: the broker is told that it has hardly any memory.
+    pub(crate) fn block(&self) {
+        self.command("ctl", &["set_vm_memory_high_watermark", "0.0000001"]);
+    }
+
+    pub(crate) fn unblock(&self) {
+        self.command("ctl", &["set_vm_memory_high_watermark", "0.6"]);
+    }
+
+    /// One of the lines that `scripts/servers start` prints.
+    pub(crate) fn value(&self, key: &str) -> String {
+        self.values.get(key).unwrap_or_else(|| panic!("scripts/servers did not print {key}")).clone()
+    }
+
+    /// One of them that is a URL.
+    pub(crate) fn url(&self, key: &str) -> Url {
+        self.value(key).parse().unwrap()
+    }
+
+    /// `stop fast`, `start-again`, `pause`, `unpause`, `ctl ...`: the server's name is put in second place.
+    pub(crate) fn command(&self, verb: &str, arguments: &[&str]) -> String {
+        let mut all = vec![verb, self.name.as_str()];
+        all.extend(arguments);
+        script(&all)
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = Command::new(path()).args(["logs", &self.name]).output();
+            let text = log.map(|log| String::from_utf8_lossy(&log.stdout).into_owned()).unwrap_or_default();
+            let tail: Vec<&str> = text.lines().rev().take(20).collect();
+            eprintln!("last lines of {}:", self.name);
+            tail.iter().rev().for_each(|line| eprintln!("  {line}"));
+        }
+        Command::new(path()).args(["remove", &self.name]).stdout(Stdio::null()).stderr(Stdio::null()).status().ok();
+    }
+}
+
+/// A pair of the test's own.
+pub(crate) fn pair(postgres: &Own, rabbitmq: &Own) -> Servers {
+    Servers {
+        database_url: postgres.url("DATABASE_URL"),
+        amqp_url: rabbitmq.url("AMQP_URL"),
+        management_url: rabbitmq.url("MANAGEMENT_URL"),
+    }
+}
+
+/// `scripts/test` removes at its end every server whose name begins so.
+fn prefix() -> Option<String> {
+    std::env::var("POSTRIDER_TEST_PREFIX").ok()
+}
+
+fn path() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scripts/servers")
+}
+
+fn script(arguments: &[&str]) -> String {
+    let output = Command::new(path()).args(arguments).stdin(Stdio::null()).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "scripts/servers {}: {}\n{error}", arguments.join(" "), output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
