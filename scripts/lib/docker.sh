@@ -1,0 +1,72 @@
+# Part of scripts/servers: a server is a container postrider-NAME whose labels tell which directory it belongs to.
+# shellcheck shell=bash disable=SC2154
+
+container() { printf 'postrider-%s' "$name"; }
+
+docker_create_postgres() {
+  local each options=()
+  for each in "${settings[@]}"; do options+=(-c "$each"); done
+  [ -z "$tls" ] || options+=(-c ssl=on -c ssl_ca_file=/etc/postrider/ca.pem -c ssl_cert_file=/etc/postrider/cert.pem -c ssl_key_file=/etc/postrider/key.pem)
+  mkdir "$dir/files" && postgres_hba >"$dir/files/pg_hba.conf" || return
+  run_options=(-p "127.0.0.1:$port:5432" -e POSTGRES_PASSWORD=postgres -e POSTGRES_INITDB_ARGS=-N)
+  # shellcheck disable=SC2016 # expanded in the container
+  docker_create "$postgres_image" 'chown -R postgres /etc/postrider && exec docker-entrypoint.sh "$@"' \
+    postgres -c hba_file=/etc/postrider/pg_hba.conf "${options[@]}"
+}
+
+docker_create_rabbitmq() {
+  mkdir "$dir/files" || return
+  rabbitmq_conf 5671 /etc/postrider >"$dir/files/rabbitmq.conf"
+  rabbitmq_plugins rabbitmq_prometheus >"$dir/files/enabled_plugins"
+  run_options=(-p "127.0.0.1:$port:5672" -p "127.0.0.1:$management_port:15672")
+  [ -z "$tls" ] || run_options+=(-p "127.0.0.1:$tls_port:5671")
+  # shellcheck disable=SC2016 # expanded in the container
+  docker_create "$rabbitmq_image" 'cd /etc/postrider && chown -R rabbitmq . && cp -p rabbitmq.conf /etc/rabbitmq/conf.d/90-postrider.conf &&
+    cp -p enabled_plugins /etc/rabbitmq/ && cd / && exec docker-entrypoint.sh "$@"' rabbitmq-server
+}
+
+# IMAGE PRELUDE COMMAND...: files reach the container by docker cp, which works with a remote engine too, and belong to root; a
+# server refuses a key that others own: the prelude gives them to it before the image's own entry point runs.
+docker_create() {
+  local image=$1 prelude=$2
+  [ -z "$tls" ] || copy_tls "$dir/files" || return
+  docker create --name "$(container)" --hostname "$(container)" --label "postrider.servers=$root" "${run_options[@]}" \
+    --entrypoint sh "$image" -c "$prelude" sh "${@:3}" >/dev/null &&
+    docker cp -q "$dir/files/." "$(container):/etc/postrider" >/dev/null
+}
+
+docker_launch() { docker start "$(container)" >/dev/null; }
+docker_running() { [ "$(docker inspect -f '{{.State.Running}}' "$(container)" 2>/dev/null)" = true ]; }
+docker_pause() { docker pause "$(container)" >/dev/null; }
+docker_unpause() { docker unpause "$(container)" >/dev/null; }
+docker_logs() { docker logs "$(container)" 2>&1; }
+docker_remove() { docker rm -f -v "$(container)" >/dev/null 2>&1 || true; }
+
+# A published port passes one more process. The process id is 0 where the engine is on another machine.
+docker_direct() {
+  local address pid
+  address=$(docker inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{"\n"}}{{end}}' "$(container)" | head -n 1)
+  pid=$(docker inspect -f '{{.State.Pid}}' "$(container)")
+  sed "s/@127\.0\.0\.1:$port\b/@$address:$([ "$kind" = postgres ] && echo 5432 || echo 5672)/; s/@127\.0\.0\.1:$management_port\b/@$address:15672/
+    s/@127\.0\.0\.1:$tls_port\b/@$address:5671/" "$dir/env"
+  printf 'PID=%s\n' "$pid"
+}
+
+# The signal goes to the server itself: the entry points exec it.
+docker_stop() {
+  docker kill -s "$1" "$(container)" >/dev/null
+  timeout "$stop_timeout" docker wait "$(container)" >/dev/null
+}
+
+docker_psql() { docker exec -e PGPASSWORD=postgres "$(container)" psql -h 127.0.0.1 -U postgres -XqAt -v ON_ERROR_STOP=1 "$@"; }
+docker_ctl_postgres() { psql_arguments docker_psql "$@"; }
+docker_ctl_rabbitmq() { docker exec "$(container)" rabbitmqctl "$@"; }
+
+# Containers of this directory whose record is gone.
+docker_sweep() {
+  local left
+  command -v docker >/dev/null || return 0
+  left=$(timeout 10 docker ps -aq --filter "label=postrider.servers=$root" --filter "name=^/postrider-$1" 2>/dev/null) || return 0
+  # shellcheck disable=SC2086 # one word for each container
+  [ -z "$left" ] || docker rm -f -v $left >/dev/null
+}
