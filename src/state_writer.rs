@@ -100,6 +100,8 @@ impl Writer {
     ) {
         // An errand that has failed. Those after it wait: their order is the order of the events.
         let mut stuck: Option<(Errand, Instant)> = None;
+        // Once the publisher has ended the session still has its last acknowledgement to record.
+        let mut publishing = true;
         loop {
             let again = stuck.as_ref().map(|(_, at)| *at);
             let errand = tokio::select! {
@@ -111,11 +113,13 @@ impl Writer {
                     }
                     continue;
                 }
-                errand = errands.recv(), if again.is_none() => match errand {
-                    Some(errand) => errand,
-                    // The publisher has ended; the last acknowledgement may still come.
-                    None => std::future::pending().await,
-                },
+                errand = errands.recv(), if again.is_none() && publishing => {
+                    let Some(errand) = errand else {
+                        publishing = false;
+                        continue;
+                    };
+                    errand
+                }
                 () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => match stuck.take() {
                     Some((errand, _)) => errand,
                     None => continue,

@@ -260,12 +260,12 @@ impl Lot {
         true
     }
 
-    /// A person wants it to be published. Returns whether that is news.
-    pub(super) fn redrive(&mut self, position: Position) -> bool {
-        let Some(row) = self.rows.get_mut(&position) else { return false };
-        let news = !std::mem::replace(&mut row.redrive, true);
-        self.settle(position);
-        news
+    /// A person wants it to be published. The same mark is seen again until that has been tried.
+    pub(super) fn redrive(&mut self, position: Position) {
+        if let Some(row) = self.rows.get_mut(&position).filter(|row| !row.redrive) {
+            row.redrive = true;
+            self.settle(position);
+        }
     }
 
     pub(super) fn is_taken(&self, position: Position) -> bool {
