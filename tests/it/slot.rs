@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+use postrider::dead_letters::desk::desk;
+use postrider::postgres::sql::Sql;
+use postrider::postgres::state;
+use postrider::postgres::url::Target;
+use postrider::state_writer::{StateWriter, Written};
 use postrider::status::{Role, Snapshot};
 
 use crate::support::consumer::Consumer;
@@ -155,4 +160,25 @@ async fn a_terminated_replication_or_sql_session_starts_again_and_loses_nothing(
     assert!(count <= 3, "three steady connections at most, not {count}");
     relay.stop().await;
     assert!(consumer.rest(Duration::from_secs(1)).await.len() <= 2);
+}
+
+/// On one thread, so that the writer waits for its next command whenever the test waits for its answer.
+#[tokio::test]
+async fn the_last_acknowledgement_can_be_recorded_when_the_publisher_is_gone() {
+    let world = World::new("lastwords").await;
+    world.queue("all", "#").await;
+    let relay = Relay::carrying(&world, &[]).await;
+    relay.stop().await;
+    let target = Target::parse(&world.database_url, false).unwrap();
+    let mut sql = Sql::connect(&target, "it", Duration::from_secs(30)).await.unwrap();
+    let (epoch, _) = state::take_over(sql.client_mut(), &world.name).await.unwrap();
+    let (desk, registry) = desk();
+    let mut writer = StateWriter::start(sql, &world.name, epoch, registry);
+    drop(desk);
+    let lsn = world.current_lsn().await;
+    for _ in 0..3 {
+        assert!(writer.progress(lsn, lsn));
+        let written = tokio::time::timeout(Duration::from_secs(30), writer.written()).await.expect("an answer");
+        assert!(matches!(written, Written::Progress { result: Ok(()), .. }), "{written:?}");
+    }
 }
