@@ -1,14 +1,17 @@
 //! `postrider dlq`: shows the dead letters, and marks what is to become of them. It needs the database and no running relay:
-//! whatever it marks is done by the relay that carries the slot.
+//! whatever it marks is done by the relay that carries the slot. With `--queue` it looks after a dead-letter queue of consumers
+//! instead, which needs the broker alone.
 
 mod list;
 mod mark;
+mod queue;
 mod show;
 mod text;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use serde::Deserialize;
 use tokio_postgres::error::SqlState;
@@ -23,12 +26,20 @@ use crate::postgres::sql::Sql;
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Args, Debug)]
+#[command(
+    after_help = "Two things are called dead letters. Events that RabbitMQ does not take wait in the database: without --queue this is \
+about them, and needs DATABASE_URL. Messages that consumers cannot handle wait in a queue of RabbitMQ: with --queue NAME it is about \
+that queue, needs AMQP_URL alone, and knows list and redrive. Both are described in docs/dead-letters.md."
+)]
 pub struct DlqArgs {
     #[command(subcommand)]
     pub command: DlqCommand,
     /// The replication slot whose dead letters are meant [default: what the configuration says]
     #[arg(long, global = true, value_name = "NAME")]
     pub slot: Option<String>,
+    /// A dead-letter queue of consumers in RabbitMQ, instead of the relay's own dead letters: list, redrive
+    #[arg(long, global = true, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub queue: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -37,8 +48,8 @@ pub enum DlqCommand {
     List(list::ListArgs),
     /// Show everything that is known of one, with headers and body
     Show(show::ShowArgs),
-    /// Mark them to be published again by the relay that carries the slot
-    Redrive(mark::MarkArgs),
+    /// Mark them to be published again by the relay that carries the slot; with --queue, send them back to where they were
+    Redrive(queue::RedriveArgs),
     /// Mark them to be taken out, unpublished, by the relay that carries the slot
     Discard(mark::MarkArgs),
 }
@@ -161,6 +172,10 @@ struct Parked {
 pub enum DlqError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    #[error("{0} goes with --queue NAME: it is about a dead-letter queue of consumers")]
+    NeedsQueue(&'static str),
+    #[error(transparent)]
+    Queue(#[from] queue::QueueError),
     #[error("nothing says which dead letters are meant: give their numbers or a filter (see --help), or --all")]
     NoFilter,
     #[error("--all and a filter exclude each other")]
@@ -207,15 +222,22 @@ fn list(ids: &[i64]) -> String {
 }
 
 pub async fn run(args: &DlqArgs, config: &Config) -> Result<ExitCode, DlqError> {
+    if let Some(queue) = &args.queue {
+        return Ok(queue::run(args, queue, config).await?);
+    }
     let slot = args.slot.clone().unwrap_or_else(|| config.slot.clone());
-    if let DlqCommand::Redrive(args) | DlqCommand::Discard(args) = &args.command {
-        args.check()?;
+    match &args.command {
+        DlqCommand::List(list::ListArgs { peek: Some(_), .. }) => return Err(DlqError::NeedsQueue("--peek")),
+        DlqCommand::Redrive(queue::RedriveArgs { to: Some(_), .. }) => return Err(DlqError::NeedsQueue("--to")),
+        DlqCommand::Redrive(queue::RedriveArgs { limit: Some(_), .. }) => return Err(DlqError::NeedsQueue("--limit")),
+        DlqCommand::Redrive(queue::RedriveArgs { mark, .. }) | DlqCommand::Discard(mark) => mark.check()?,
+        DlqCommand::List(_) | DlqCommand::Show(_) => {}
     }
     let sql = super::connect(config, "postrider dlq", STATEMENT_TIMEOUT).await?;
     match &args.command {
         DlqCommand::List(args) => list::run(args, &slot, &sql).await?,
         DlqCommand::Show(args) => show::run(args, &sql).await?,
-        DlqCommand::Redrive(args) => mark::run(mark::Verb::Redrive, args, &slot, &sql).await?,
+        DlqCommand::Redrive(args) => mark::run(mark::Verb::Redrive, &args.mark, &slot, &sql).await?,
         DlqCommand::Discard(args) => mark::run(mark::Verb::Discard, args, &slot, &sql).await?,
     }
     Ok(ExitCode::SUCCESS)

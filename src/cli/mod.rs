@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod dlq;
+mod message;
 pub mod migrate;
 pub mod run;
 pub mod status;
@@ -52,7 +53,7 @@ pub enum Command {
     Status(status::StatusArgs),
     /// Show events as they pass, on a temporary queue
     Tail(tail::TailArgs),
-    /// Look after the dead letters: the events that could not be delivered
+    /// Look after the dead letters: the events that could not be delivered, or, with --queue, a dead-letter queue of consumers
     Dlq(Box<dlq::DlqArgs>),
     /// Drop the slot, then the publication: shows first what is undelivered
     Uninstall(uninstall::UninstallArgs),
@@ -63,6 +64,7 @@ impl Command {
     pub fn needs(&self) -> Needs {
         match self {
             Command::Run | Command::Check(_) => Needs::BothServers,
+            Command::Dlq(args) if args.queue.is_some() => Needs::Broker,
             Command::Dlq(_) | Command::Uninstall(_) => Needs::Database,
             Command::Migrate(args) if !(args.print || args.print_roles) => Needs::Database,
             Command::Tail(args) if args.amqp_url.is_none() => Needs::Broker,
@@ -159,6 +161,16 @@ mod tests {
             let cli = Cli::try_parse_from(line.split(' ')).unwrap();
             assert_eq!(cli.config, Some(PathBuf::from("a.toml")));
         }
+    }
+
+    #[test]
+    fn the_dead_letters_of_consumers_need_no_database() {
+        for line in ["postrider dlq --queue q list", "postrider dlq list --queue q"] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(cli.command.needs(), Needs::Broker, "{line}");
+        }
+        let cli = Cli::try_parse_from(["postrider", "dlq", "list"]).unwrap();
+        assert_eq!(cli.command.needs(), Needs::Database);
     }
 
     #[test]

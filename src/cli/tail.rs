@@ -15,6 +15,7 @@ use secrecy::SecretString;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
+use crate::cli::message;
 use crate::config::{Config, SecretSource};
 use crate::rabbitmq::connection::{Change, ConnectError, Link, Purpose, connect};
 use crate::rabbitmq::management;
@@ -195,7 +196,7 @@ fn wanted(args: &TailArgs, delivery: &Delivery) -> bool {
         || management::topic(&words(&args.routing_key), &words(delivery.routing_key.as_str()));
     let is = |wanted: &Option<String>, found: Option<String>| wanted.is_none() || *wanted == found;
     let kind = delivery.properties.kind().as_ref().map(ToString::to_string);
-    key && is(&args.kind, kind) && is(&args.aggregateid, show::header(&delivery.properties, "aggregateid"))
+    key && is(&args.kind, kind) && is(&args.aggregateid, message::header(&delivery.properties, "aggregateid"))
 }
 
 /// For the person, beside what is printed.

@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
+use lapin::protocol::AMQPErrorKind;
 use lapin::types::LongString;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism};
 use lapin::{AsyncTcpStream, ConnectionProperties, ErrorKind};
 use secrecy::ExposeSecret;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::greeting::{Greeting, Version};
 use super::socket::{self, Ended, KillSwitch, Socket};
 use super::url::{BrokerAddress, Login, Target, UrlError};
 use crate::config::Config;
@@ -31,6 +33,8 @@ pub enum Purpose {
     Publish,
     Probe,
     Tail,
+    /// A consumers' dead-letter queue.
+    DeadLetters,
 }
 
 /// An open connection. Dropping it ends it at once, also while the broker has it blocked.
@@ -40,6 +44,7 @@ pub struct Link {
     blocked: Option<String>,
     address: String,
     vhost: String,
+    version: Option<Version>,
     /// lapin's thread ends only when its close has been written, which a blocked connection never does.
     _kill_switch: KillSwitch,
 }
@@ -143,7 +148,7 @@ pub async fn connect(config: &Config, purpose: Purpose) -> Result<Link, ConnectE
     connect_to(&target, &connection_name(&config.slot, purpose)).await
 }
 
-/// `postrider/<slot>@<host>/<publish|probe|tail>`, as the management UI shows it.
+/// `postrider/<slot>@<host>/<publish|probe|tail|dead-letters>`, as the management UI shows it.
 fn connection_name(slot: &str, purpose: Purpose) -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = if host.trim().is_empty() { std::env::var("HOSTNAME").unwrap_or_default() } else { host };
@@ -151,6 +156,7 @@ fn connection_name(slot: &str, purpose: Purpose) -> String {
         Purpose::Publish => "publish",
         Purpose::Probe => "probe",
         Purpose::Tail => "tail",
+        Purpose::DeadLetters => "dead-letters",
     };
     format!("postrider/{slot}@{}/{purpose}", host.trim())
 }
@@ -177,7 +183,8 @@ pub async fn connect_to(target: &Target, name: &str) -> Result<Link, ConnectErro
 }
 
 async fn open(broker: &BrokerAddress, vhost: &str, name: &str) -> Result<Link, Fault> {
-    let (socket, ended, kill_switch) = socket::open(broker).await?;
+    let greeting = Greeting::default();
+    let (socket, ended, kill_switch) = socket::open(broker, greeting.clone()).await?;
     let connection = handshake(socket, ended, broker, vhost, name).await?;
     let events = Box::pin(connection.events_listener());
     let blocked = connection.status().blocked().then(|| "no reason given".to_owned());
@@ -187,6 +194,7 @@ async fn open(broker: &BrokerAddress, vhost: &str, name: &str) -> Result<Link, F
         blocked,
         address: broker.address(),
         vhost: vhost.to_owned(),
+        version: greeting.version(),
         _kill_switch: kill_switch,
     })
 }
@@ -265,6 +273,11 @@ pub(super) fn reply(error: &lapin::Error) -> Option<(u16, &str)> {
     }
 }
 
+/// Whether the broker refused what was asked for and closed the channel alone: the connection can be used on.
+pub(crate) fn is_refusal(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if matches!(error.kind(), AMQPErrorKind::Soft(_)))
+}
+
 impl Link {
     /// A new channel.
     pub async fn channel(&self) -> Result<lapin::Channel, lapin::Error> {
@@ -312,6 +325,11 @@ impl Link {
 
     pub fn vhost(&self) -> &str {
         &self.vhost
+    }
+
+    /// `None`: it is no RabbitMQ, or does not say.
+    pub fn version(&self) -> Option<Version> {
+        self.version
     }
 
     /// Bytes of the largest frame, as negotiated.

@@ -4,6 +4,8 @@
 
 mod channel;
 pub mod connection;
+pub mod dead_letter_queue;
+pub mod greeting;
 mod journal;
 pub mod management;
 mod outage;

@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 
 use super::connection::Fault;
+use super::greeting::Greeting;
 use super::tls;
 use super::url::BrokerAddress;
 
@@ -42,15 +43,17 @@ pub(super) struct Watched {
     stream: Box<dyn ByteStream>,
     /// Dropped at the end.
     alive: Option<oneshot::Sender<()>>,
+    /// Until it is complete.
+    greeting: Option<Greeting>,
 }
 
 /// Completes when nothing more can be read from the socket, or written to it.
 pub(super) struct Ended(oneshot::Receiver<()>);
 
 impl Watched {
-    fn new(stream: impl ByteStream + 'static) -> (Self, Ended) {
+    fn new(stream: impl ByteStream + 'static, greeting: Greeting) -> (Self, Ended) {
         let (alive, ended) = oneshot::channel();
-        (Watched { stream: Box::new(stream), alive: Some(alive) }, Ended(ended))
+        (Watched { stream: Box::new(stream), alive: Some(alive), greeting: Some(greeting) }, Ended(ended))
     }
 
     fn watch<T>(&mut self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -70,10 +73,14 @@ impl Ended {
 
 impl AsyncRead for Watched {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let room = buffer.remaining();
+        let (room, before) = (buffer.remaining(), buffer.filled().len());
         let result = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if result.is_ready() && room > 0 && buffer.remaining() == room {
             self.alive = None;
+        }
+        let read = buffer.filled().get(before..).unwrap_or_default();
+        if self.greeting.as_ref().is_some_and(|greeting| !greeting.read(read)) {
+            self.greeting = None;
         }
         self.watch(result)
     }
@@ -118,8 +125,8 @@ impl Drop for KillSwitch {
     }
 }
 
-/// Connects to the broker, TLS included.
-pub(super) async fn open(broker: &BrokerAddress) -> Result<(Socket, Ended, KillSwitch), Fault> {
+/// Connects to the broker, TLS included. The broker's first words are kept in `greeting`.
+pub(super) async fn open(broker: &BrokerAddress, greeting: Greeting) -> Result<(Socket, Ended, KillSwitch), Fault> {
     let tcp = connect(broker).await?;
     let options = SockRef::from(&tcp);
     options.set_tcp_nodelay(true).map_err(Fault::Tcp)?;
@@ -130,7 +137,7 @@ pub(super) async fn open(broker: &BrokerAddress) -> Result<(Socket, Ended, KillS
     let kill_switch = KillSwitch(options.try_clone().map_err(Fault::Tcp)?);
 
     let Some(options) = &broker.tls else {
-        let (stream, ended) = Watched::new(tcp);
+        let (stream, ended) = Watched::new(tcp, greeting);
         return Ok((Compat::new(stream), ended, kill_switch));
     };
     let config = tls::config(options)?;
@@ -139,7 +146,7 @@ pub(super) async fn open(broker: &BrokerAddress) -> Result<(Socket, Ended, KillS
         .map_err(|error| Fault::Tls { hint: format!("`{name}` is no host name"), source: io::Error::other(error) })?;
     match TlsConnector::from(config).connect(name, tcp).await {
         Ok(stream) => {
-            let (stream, ended) = Watched::new(stream);
+            let (stream, ended) = Watched::new(stream, greeting);
             Ok((Compat::new(stream), ended, kill_switch))
         }
         Err(source) => Err(Fault::Tls { hint: tls::hint(&source), source }),

@@ -11,13 +11,22 @@ use super::{Chosen, DlqError, Filter, Parked, letters};
 use crate::cli::text::bytes;
 use crate::postgres::sql::Sql;
 
+/// Rows, unless told otherwise.
+const LISTED: u32 = 50;
+
 #[derive(Args, Debug)]
 pub struct ListArgs {
     #[command(flatten)]
     pub filter: Filter,
-    /// How many to list at most; the summary counts all
-    #[arg(long, default_value_t = 50, value_name = "N")]
-    pub limit: u32,
+    /// How many to list at most; the summary counts all [default: 50]
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u32>,
+    /// With --queue: show the first messages and put them back, at most 1000
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub peek: Option<u32>,
+    /// With --peek: show bodies too. They may hold personal data, and stay in a terminal's history and in logs of jobs
+    #[arg(long, requires = "peek")]
+    pub bodies: bool,
     /// Print the summary and the list as JSON
     #[arg(long)]
     pub json: bool,
@@ -64,7 +73,7 @@ pub(super) async fn run(args: &ListArgs, slot: &String, sql: &Sql) -> Result<(),
         marked_discard: summary.get("discard"),
         elsewhere: summary.get("elsewhere"),
     };
-    let limit = i64::from(args.limit);
+    let limit = i64::from(args.limit.unwrap_or(LISTED));
     parameters.push((&limit, Type::INT8));
     let listed = letters(sql, include_str!("../../../sql/queries/dlq_list.sql"), &parameters).await?;
     if args.json {

@@ -14,10 +14,10 @@ const SHOWN: usize = 20;
 pub struct MarkArgs {
     #[command(flatten)]
     pub filter: Filter,
-    /// All of the slot
+    /// All of the slot, or of the queue
     #[arg(long)]
     pub all: bool,
-    /// Mark nothing: only show what would be marked
+    /// Change nothing: only show what would be done
     #[arg(long)]
     pub dry_run: bool,
 }

@@ -1,15 +1,11 @@
 //! How `tail` shows a message: a line for a person, or an object for a program.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use lapin::BasicProperties;
 use lapin::message::Delivery;
-use lapin::types::{AMQPValue, FieldTable};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+
+use crate::cli::message::{base64, header, headers_json, properties_json, text_body, time};
 
 /// Time of the commit, routing key, operation, type, key, id, position.
 pub(super) fn line(delivery: &Delivery) -> String {
@@ -43,21 +39,6 @@ fn op(body: &[u8]) -> Option<String> {
     serde_json::from_slice::<Envelope>(body).ok().map(|envelope| envelope.op)
 }
 
-/// The commit, in UTC.
-fn time(properties: &BasicProperties) -> Option<String> {
-    let seconds = i64::try_from((*properties.timestamp())?).ok()?;
-    OffsetDateTime::from_unix_timestamp(seconds).ok()?.format(&Rfc3339).ok()
-}
-
-/// A header as text.
-pub(super) fn header(properties: &BasicProperties, name: &str) -> Option<String> {
-    match value(properties.headers().as_ref()?.inner().get(name)?) {
-        Value::String(text) => Some(text),
-        Value::Null => None,
-        other => Some(other.to_string()),
-    }
-}
-
 #[derive(Serialize)]
 struct Shown<'a> {
     exchange: &'a str,
@@ -76,65 +57,26 @@ struct Shown<'a> {
 /// One line.
 pub(super) fn json(delivery: &Delivery) -> String {
     let properties = &delivery.properties;
-    let text = |value: &Option<lapin::types::ShortString>| value.as_ref().map(ToString::to_string);
-    let body = std::str::from_utf8(&delivery.data).ok().and_then(one_line);
+    let body = text_body(&delivery.data);
     let shown = Shown {
         exchange: delivery.exchange.as_str(),
         routing_key: delivery.routing_key.as_str(),
         redelivered: delivery.redelivered,
-        properties: json!({
-            "message_id": text(properties.message_id()),
-            "type": text(properties.kind()),
-            "content_type": text(properties.content_type()),
-            "timestamp": time(properties),
-            "correlation_id": text(properties.correlation_id()),
-            "app_id": text(properties.app_id()),
-            "delivery_mode": properties.delivery_mode(),
-        }),
-        headers: properties.headers().as_ref().map_or_else(|| json!({}), object),
-        body_base64: body.is_none().then(|| STANDARD.encode(&delivery.data)),
+        properties: properties_json(properties),
+        headers: headers_json(properties),
+        body_base64: body.is_none().then(|| base64(&delivery.data)),
         body,
     };
     // Nothing in it can fail: no maps with keys that are no text.
     serde_json::to_string(&shown).unwrap_or_default()
 }
 
-/// A text as JSON without line breaks: itself, digits and all, where it is JSON; else a string.
-fn one_line(text: &str) -> Option<Box<RawValue>> {
-    // Inside a JSON string a line break is escaped, so these stand between values.
-    let joined = || text.replace(['\n', '\r'], " ");
-    RawValue::from_string(joined()).or_else(|_| serde_json::value::to_raw_value(text)).ok()
-}
-
-fn object(table: &FieldTable) -> Value {
-    let entries = table.inner().iter().map(|(name, found)| (name.to_string(), value(found)));
-    Value::Object(entries.collect::<Map<_, _>>())
-}
-
-fn value(value: &AMQPValue) -> Value {
-    match value {
-        AMQPValue::Boolean(flag) => json!(flag),
-        AMQPValue::ShortShortInt(number) => json!(number),
-        AMQPValue::ShortShortUInt(number) => json!(number),
-        AMQPValue::ShortInt(number) => json!(number),
-        AMQPValue::ShortUInt(number) => json!(number),
-        AMQPValue::LongInt(number) => json!(number),
-        AMQPValue::LongUInt(number) => json!(number),
-        AMQPValue::LongLongInt(number) => json!(number),
-        AMQPValue::Timestamp(number) => json!(number),
-        AMQPValue::Float(number) => json!(number),
-        AMQPValue::Double(number) => json!(number),
-        AMQPValue::ShortString(text) => json!(text.as_str()),
-        AMQPValue::LongString(text) => json!(String::from_utf8_lossy(text.as_bytes())),
-        AMQPValue::FieldArray(list) => Value::Array(list.as_slice().iter().map(self::value).collect()),
-        AMQPValue::FieldTable(table) => object(table),
-        AMQPValue::ByteArray(bytes) => json!(STANDARD.encode(bytes.as_slice())),
-        AMQPValue::DecimalValue(_) | AMQPValue::Void => Value::Null,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use lapin::BasicProperties;
+    use lapin::types::{AMQPValue, FieldTable};
+    use serde_json::json;
+
     use super::*;
 
     fn delivery(body: &[u8]) -> Delivery {
