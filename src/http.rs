@@ -7,10 +7,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::Request;
+use hyper::client::conn::http1::SendRequest;
 use hyper::header::{AUTHORIZATION, HOST};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 
 /// Larger answers are an error: what is asked for here has kilobytes.
 const LARGEST_BODY: usize = 16 << 20;
@@ -59,21 +61,58 @@ pub(crate) async fn over<S>(stream: S, host: &str, path: &str, authorization: Op
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let mut request = Request::get(path).header(HOST, host);
-    if let Some(authorization) = authorization {
-        request = request.header(AUTHORIZATION, authorization);
+    Connection::open(stream).await?.get(host, path, authorization).await
+}
+
+/// For requests one after the other. Closed when dropped.
+pub(crate) struct Connection {
+    sender: SendRequest<Empty<Bytes>>,
+    /// Does the reading and writing; its errors show in the requests.
+    driver: AbortOnDrop,
+}
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
-    let exchange = async {
-        let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
+}
+
+impl Connection {
+    pub(crate) async fn open<S>(stream: S) -> Result<Self, HttpError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let driver = tokio::spawn(async move {
+            connection.await.ok();
+        });
+        Ok(Connection { sender, driver: AbortOnDrop(driver) })
+    }
+
+    /// Whether another request can be tried.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.sender.is_closed() && !self.driver.0.is_finished()
+    }
+
+    /// `authorization` is the whole header.
+    pub(crate) async fn get(
+        &mut self,
+        host: &str,
+        path: &str,
+        authorization: Option<&str>,
+    ) -> Result<Answer, HttpError> {
+        let mut request = Request::get(path).header(HOST, host);
+        if let Some(authorization) = authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let request = request.body(Empty::<Bytes>::new())?;
+        self.sender.ready().await?;
+        let response = self.sender.send_request(request).await?;
         let status = response.status().as_u16();
         let body = Limited::new(response.into_body(), LARGEST_BODY).collect().await.map_err(HttpError::Body)?;
         Ok(Answer { status, body: body.to_bytes() })
-    };
-    // The connection does the reading and writing, and has nothing to say once the answer is there.
-    tokio::select! {
-        answer = exchange => answer,
-        Err(error) = connection => Err(error.into()),
     }
 }
 

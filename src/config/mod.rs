@@ -39,12 +39,24 @@ pub struct Config {
     pub allowed_headers: Vec<String>,
     /// `None`: the exchanges of the routes are declared if absent (durable, topic). `Some`: only what is listed is declared.
     pub topology: Option<Topology>,
-    /// Queues whose depth and consumers are exported.
-    pub queues: Vec<String>,
+    /// Queues that are watched, whatever is bound where.
+    pub queues: Vec<WatchedQueue>,
+    pub consumers: Consumers,
     pub limits: Limits,
 }
 
 impl Config {
+    /// The exchanges of the routes, each once.
+    pub fn exchanges(&self) -> Vec<&str> {
+        let mut exchanges: Vec<&str> = Vec::new();
+        for route in &self.routes {
+            if !exchanges.contains(&route.exchange.as_str()) {
+                exchanges.push(&route.exchange);
+            }
+        }
+        exchanges
+    }
+
     /// What both servers show of us, unless DATABASE_URL gives a name of its own.
     pub fn application_name(&self) -> String {
         format!("postrider/{}", self.slot)
@@ -210,6 +222,39 @@ impl DeadLetterDecl {
             ("x-message-ttl".to_owned(), Argument::Integer(millis)),
             ("x-delivery-limit".to_owned(), Argument::Integer(ANY_NUMBER_OF_LOOKS)),
         ]
+    }
+}
+
+/// One `[[queues]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchedQueue {
+    /// A name, or with `*` for any run of characters.
+    pub name: String,
+    /// The lag that its consumers may have; `None`: that of [`Consumers`].
+    pub max_lag: Option<Duration>,
+}
+
+impl WatchedQueue {
+    /// RabbitMQ allows a `*` in names; here it always stands for a pattern.
+    pub fn is_pattern(&self) -> bool {
+        self.name.contains('*')
+    }
+}
+
+/// `[consumers]`: how the queues of the consumers are watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Consumers {
+    /// With the management API: also the queues that our exchanges lead to.
+    pub discover: bool,
+    /// The lag that the consumers of a queue may have that names none.
+    pub max_lag: Option<Duration>,
+    /// Between two samples from the management API.
+    pub period: Duration,
+}
+
+impl Default for Consumers {
+    fn default() -> Self {
+        Consumers { discover: true, max_lag: None, period: Duration::from_secs(15) }
     }
 }
 

@@ -101,14 +101,14 @@ pub struct KeyValues<'a> {
 }
 
 /// A text in which `*` stands for any run of characters, none included.
-#[derive(Debug, PartialEq, Eq)]
-enum Pattern {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Pattern {
     Exact(String),
     Wild { prefix: String, middle: Vec<String>, suffix: String },
 }
 
 impl Pattern {
-    fn new(pattern: &str) -> Pattern {
+    pub(crate) fn new(pattern: &str) -> Pattern {
         let Some((prefix, rest)) = pattern.split_once('*') else { return Pattern::Exact(pattern.to_owned()) };
         let (middle, suffix) = rest.rsplit_once('*').unwrap_or(("", rest));
         let middle = middle.split('*').filter(|text| !text.is_empty()).map(str::to_owned).collect();
@@ -120,7 +120,7 @@ impl Pattern {
             if prefix.is_empty() && middle.is_empty() && suffix.is_empty())
     }
 
-    fn matches(&self, text: &str) -> bool {
+    pub(crate) fn matches(&self, text: &str) -> bool {
         match self {
             Pattern::Exact(exact) => exact == text,
             Pattern::Wild { prefix, middle, suffix } => {

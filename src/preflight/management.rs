@@ -1,7 +1,6 @@
 //! What routing keys reach, as RabbitMQ's management API tells it.
 
 use super::Finding;
-use super::rabbitmq::exchanges;
 use crate::config::{Config, DeadLetterDecl, RouteRule, SecretSource};
 use crate::event::route::{KeyValues, Router};
 use crate::rabbitmq::management::{Binding, Exchange, ask, matches};
@@ -11,7 +10,7 @@ const CHECK: &str = "rabbitmq.routing";
 const ENOUGH: usize = 10;
 
 pub(super) async fn check(config: &Config, url: &SecretSource, vhost: &str, findings: &mut Vec<Finding>) {
-    for name in exchanges(config) {
+    for name in config.exchanges() {
         match ask(config, url, vhost, name).await {
             Ok(Some((exchange, bindings))) => judge(config, name, &exchange, &bindings, findings),
             Ok(None) => findings.push(Finding::skipped(CHECK, format!("{name} does not exist yet"))),

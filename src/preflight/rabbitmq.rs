@@ -49,7 +49,7 @@ pub(super) async fn check(config: &Config) -> Vec<Finding> {
 }
 
 async fn ask(config: &Config, link: &Link, findings: &mut Vec<Finding>) -> Result<(), TopologyError> {
-    for exchange in exchanges(config) {
+    for exchange in config.exchanges() {
         findings.push(check_exchange(config, link, exchange).await?);
     }
     for queue in config.topology.iter().flat_map(|topology| &topology.queues) {
@@ -57,7 +57,7 @@ async fn ask(config: &Config, link: &Link, findings: &mut Vec<Finding>) -> Resul
             findings.push(check_dead_letters(link, queue, dead_letter).await?);
         }
     }
-    for queue in &config.queues {
+    for queue in config.queues.iter().filter(|queue| !queue.is_pattern()).map(|queue| queue.name.as_str()) {
         findings.push(match queue_depth(link, queue).await {
             Ok(Some(depth)) => Finding::ok(
                 "rabbitmq.queue",
@@ -106,17 +106,6 @@ async fn check_dead_letters(
             Err(error) => Finding::warn(CHECK, format!("cannot verify {target}: {error}")),
         },
     })
-}
-
-/// The exchanges of the routes, each once.
-pub(super) fn exchanges(config: &Config) -> Vec<&str> {
-    let mut exchanges: Vec<&str> = Vec::new();
-    for route in &config.routes {
-        if !exchanges.contains(&route.exchange.as_str()) {
-            exchanges.push(&route.exchange);
-        }
-    }
-    exchanges
 }
 
 fn declares_queue(config: &Config, queue: &str) -> bool {

@@ -1,6 +1,8 @@
 //! RabbitMQ's management API: what AMQP cannot tell, such as what is bound to an exchange
 //! (`GET /api/exchanges/{vhost}/{name}/bindings/source`).
 
+pub(crate) mod queues;
+
 use std::time::Duration;
 
 use base64::Engine;
@@ -12,7 +14,7 @@ use serde::de::DeserializeOwned;
 use url::Url;
 
 use crate::config::{Config, SecretSource};
-use crate::http::{self, Answer, HttpError};
+use crate::http::{self, Answer, Connection, HttpError};
 use crate::tls::{self, Trust, Verify};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -36,6 +38,14 @@ pub enum ManagementError {
     Status(u16),
     #[error("its answer is not understood: {0}")]
     Body(#[from] serde_json::Error),
+    #[error("its answer makes no sense: {0}")]
+    Nonsense(String),
+    #[error("it shows this user no vhost {0}: give the user a permission there (each of the three may be '^$')")]
+    Vhost(String),
+    #[error(
+        "it has some {0} queues in this vhost, too many to list: name those that matter in [[queues]], without patterns, and set consumers.discover = false"
+    )]
+    TooMany(usize),
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -86,36 +96,85 @@ pub(crate) async fn ask(
     vhost: &str,
     exchange: &str,
 ) -> Result<Option<(Exchange, Vec<Binding>)>, ManagementError> {
-    let api = Api::new(&url.read()?)?;
-    let part = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+    bindings(&mut Api::new(config, url)?, vhost, exchange).await
+}
+
+/// As [`ask`], over a connection that is there.
+pub(crate) async fn bindings(
+    api: &mut Api<'_>,
+    vhost: &str,
+    exchange: &str,
+) -> Result<Option<(Exchange, Vec<Binding>)>, ManagementError> {
     let path = format!("/api/exchanges/{}/{}", part(vhost), part(exchange));
-    let Some(found) = api.get::<Exchange>(config, &path).await? else { return Ok(None) };
-    let bindings = api.get::<Vec<Binding>>(config, &format!("{path}/bindings/source")).await?;
+    let Some(found) = api.get::<Exchange>(&path).await? else { return Ok(None) };
+    let bindings = api.get::<Vec<Binding>>(&format!("{path}/bindings/source")).await?;
     Ok(Some((found, bindings.unwrap_or_default())))
 }
 
-/// Where the API is. Holds the password.
-struct Api {
+/// A queue, as far as AMQP does not tell. What is absent is not known.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct QueueDetails {
+    /// `classic`, `quorum` or `stream`.
+    #[serde(rename = "type")]
+    pub(crate) kind: Option<String>,
+    pub(crate) messages_unacknowledged: Option<u64>,
+    /// An object, or an empty list for none.
+    #[serde(default)]
+    arguments: serde_json::Value,
+    #[serde(default)]
+    effective_policy_definition: serde_json::Value,
+}
+
+impl QueueDetails {
+    /// How many deliveries a message may have, if the queue or a policy says so; the lower, if both do. Negative: any number.
+    pub(crate) fn delivery_limit(&self) -> Option<i64> {
+        let argument = self.arguments.get("x-delivery-limit").and_then(serde_json::Value::as_i64);
+        let policy = self.effective_policy_definition.get("delivery-limit").and_then(serde_json::Value::as_i64);
+        // "Any number" does not win over a number.
+        argument.into_iter().chain(policy).min_by_key(|limit| (*limit < 0, *limit))
+    }
+}
+
+/// `None`: there is no such queue.
+pub(crate) async fn queue_details(
+    config: &Config,
+    url: &SecretSource,
+    vhost: &str,
+    queue: &str,
+) -> Result<Option<QueueDetails>, ManagementError> {
+    Api::new(config, url)?.get(&format!("/api/queues/{}/{}", part(vhost), part(queue))).await
+}
+
+/// A name as a part of a path.
+fn part(text: &str) -> String {
+    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
+}
+
+/// Where the API is, and a connection to it as long as it lasts. Holds the password.
+pub(crate) struct Api<'c> {
+    config: &'c Config,
     url: Url,
     host: String,
     port: u16,
     authorization: Option<SecretString>,
+    connection: Option<Connection>,
 }
 
-impl Api {
-    fn new(secret: &SecretString) -> Result<Self, ManagementError> {
-        let url = Url::parse(secret.expose_secret()).map_err(|_| ManagementError::Url)?;
+impl<'c> Api<'c> {
+    /// Reads the secret; connects to nothing yet.
+    pub(crate) fn new(config: &'c Config, url: &SecretSource) -> Result<Self, ManagementError> {
+        let url = Url::parse(url.read()?.expose_secret()).map_err(|_| ManagementError::Url)?;
         let host = url.host_str().ok_or(ManagementError::Url)?.trim_matches(['[', ']']).to_owned();
         let port = url.port_or_known_default().ok_or(ManagementError::Url)?;
         let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         let login = format!("{}:{}", decoded(url.username()), decoded(url.password().unwrap_or_default()));
         let authorization = (!url.username().is_empty()).then(|| format!("Basic {}", STANDARD.encode(login)).into());
-        Ok(Api { url, host, port, authorization })
+        Ok(Api { config, url, host, port, authorization, connection: None })
     }
 
     /// `None`: 404.
-    async fn get<T: DeserializeOwned>(&self, config: &Config, path: &str) -> Result<Option<T>, ManagementError> {
-        let answer = tokio::time::timeout(DEADLINE, self.request(config, path));
+    pub(crate) async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<Option<T>, ManagementError> {
+        let answer = tokio::time::timeout(DEADLINE, self.request(path));
         let answer = answer.await.unwrap_or(Err(HttpError::TimedOut(DEADLINE).into()))?;
         match answer.status {
             200 => Ok(Some(serde_json::from_slice(&answer.body)?)),
@@ -125,19 +184,31 @@ impl Api {
         }
     }
 
-    async fn request(&self, config: &Config, path: &str) -> Result<Answer, ManagementError> {
+    async fn request(&mut self, path: &str) -> Result<Answer, ManagementError> {
+        let mut connection = match self.connection.take().filter(Connection::is_open) {
+            Some(connection) => connection,
+            None => self.connect().await?,
+        };
         let authorization = self.authorization.as_ref().map(ExposeSecret::expose_secret);
         // The API may live below a prefix.
         let path = format!("{}{path}", self.url.path().trim_end_matches('/'));
+        let answer = connection.get(&self.host, &path, authorization).await?;
+        // One that has failed, or whose answer was not waited for, is not used again.
+        self.connection = Some(connection);
+        Ok(answer)
+    }
+
+    async fn connect(&self) -> Result<Connection, ManagementError> {
         let stream = http::connect(&self.host, self.port).await?;
         if self.url.scheme() == "http" {
-            return Ok(http::over(stream, &self.host, &path, authorization).await?);
+            return Ok(Connection::open(stream).await?);
         }
-        let trust = Trust { verify: Verify::ChainAndName, system_roots: true, ca_file: config.amqp_ca_file.clone() };
+        let ca_file = self.config.amqp_ca_file.clone();
+        let trust = Trust { verify: Verify::ChainAndName, system_roots: true, ca_file };
         let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(tls::client_config(&trust, None)?));
         let name = self.host.clone().try_into().map_err(|_| ManagementError::Url)?;
         let stream = connector.connect(name, stream).await.map_err(ManagementError::Tls)?;
-        Ok(http::over(stream, &self.host, &path, authorization).await?)
+        Ok(Connection::open(stream).await?)
     }
 }
 

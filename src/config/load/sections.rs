@@ -8,8 +8,11 @@ use secrecy::SecretString;
 
 use super::file::Value;
 use super::reader::Reader;
+use super::values::Parsed;
 use super::{Needs, Origin, topology, values};
-use crate::config::{Columns, Config, Format, Limits, LogFormat, Outbox, RouteRule, SecretSource};
+use crate::config::{
+    Columns, Config, Consumers, Format, Limits, LogFormat, Outbox, RouteRule, SecretSource, WatchedQueue,
+};
 use crate::event::{OnPoison, OnUnroutable, Ordering};
 
 pub(super) const DEFAULT_ROUTE: &str = "default";
@@ -21,11 +24,13 @@ pub(super) fn config(reader: &mut Reader, needs: Needs) -> Config {
     let routes_default = event(reader);
     let mut routes = routes(reader, &routes_default);
     routes.push(routes_default);
+    let management_url = Some(secret(reader, "management_url", false)).filter(SecretSource::is_set);
+    let patterns = management_url.is_some();
     Config {
         name: reader.optional("name", values::text),
         database_url: secret(reader, "database_url", required(&[Needs::BothServers, Needs::Database])),
         amqp_url: secret(reader, "amqp_url", required(&[Needs::BothServers, Needs::Broker])),
-        management_url: Some(secret(reader, "management_url", false)).filter(SecretSource::is_set),
+        management_url,
         require_tls: reader.or("require_tls", false, values::boolean),
         amqp_ca_file: path(reader, "amqp_ca_file"),
         amqp_cert_file: path(reader, "amqp_cert_file"),
@@ -39,7 +44,8 @@ pub(super) fn config(reader: &mut Reader, needs: Needs) -> Config {
         routes,
         allowed_headers: reader.or("event.headers", Vec::new(), values::names),
         topology: topology::topology(reader),
-        queues: queues(reader),
+        queues: queues(reader, patterns),
+        consumers: consumers(reader),
         limits: limits(reader),
     }
 }
@@ -170,20 +176,49 @@ fn routes(reader: &mut Reader, inherited: &RouteRule) -> Vec<RouteRule> {
     routes
 }
 
-/// `[[queues]]` with names, or `POSTRIDER_QUEUES` with commas.
-fn queues(reader: &mut Reader) -> Vec<String> {
-    let mut queues: Vec<String> = Vec::new();
+/// `[[queues]]`, or `POSTRIDER_QUEUES`: names with commas. Patterns only where they can be looked up.
+fn queues(reader: &mut Reader, patterns: bool) -> Vec<WatchedQueue> {
+    let refused = |queue: &WatchedQueue| {
+        let problem = || format!("{:?} is a pattern, which needs management_url: AMQP cannot list queues", queue.name);
+        (queue.is_pattern() && !patterns).then(problem)
+    };
+    let mut queues: Vec<WatchedQueue> = Vec::new();
     for mut entry in reader.entries("queues") {
         let name = reader.required(&mut entry, "name", values::amqp_name).unwrap_or_default();
-        if queues.contains(&name) && !name.is_empty() {
+        if queues.iter().any(|queue| queue.name == name) && !name.is_empty() {
             reader.fault_in(&entry, "name", format!("{name:?} is listed twice"));
         }
-        queues.push(name);
+        let queue = WatchedQueue { name, max_lag: reader.field(&mut entry, "max_lag", max_lag()) };
+        if let Some(problem) = refused(&queue) {
+            reader.fault_in(&entry, "name", problem);
+        }
+        queues.push(queue);
         reader.close(entry);
     }
     const VARIABLE: &str = "POSTRIDER_QUEUES";
     let Some(list) = reader.variable(VARIABLE) else { return queues };
-    values::names(&Value::Text(list)).unwrap_or_default()
+    let names = values::names(&Value::Text(list)).unwrap_or_default();
+    let queues: Vec<_> = names.into_iter().map(|name| WatchedQueue { name, max_lag: None }).collect();
+    for problem in queues.iter().filter_map(refused) {
+        reader.fault_at("queues.name", Origin::Variable(VARIABLE.to_owned()), problem);
+    }
+    queues
+}
+
+fn consumers(reader: &mut Reader) -> Consumers {
+    let default = Consumers::default();
+    // RabbitMQ refreshes its own figures every 5 s (collect_statistics_interval).
+    // The alert rules take a sample that is older than 120 s for stale: a missed one must not make it that.
+    let period = values::duration(Duration::from_secs(5)..=Duration::from_secs(60));
+    Consumers {
+        discover: reader.or("consumers.discover", default.discover, values::boolean),
+        max_lag: reader.optional("consumers.max_lag", max_lag()),
+        period: reader.or("consumers.period", default.period, period),
+    }
+}
+
+fn max_lag() -> impl Fn(&Value) -> Parsed<Duration> {
+    values::duration(Duration::from_secs(1)..=Duration::from_secs(30 * 86_400))
 }
 
 fn limits(reader: &mut Reader) -> Limits {

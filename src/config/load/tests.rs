@@ -8,7 +8,7 @@ use secrecy::ExposeSecret;
 use tempfile::NamedTempFile;
 
 use super::*;
-use crate::config::{Argument, Format, Limits, LogFormat, SecretSource};
+use crate::config::{Argument, Consumers, Format, Limits, LogFormat, SecretSource, WatchedQueue};
 use crate::event::Ordering;
 
 fn env(variables: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -262,7 +262,48 @@ fn topology_is_what_it_lists() {
         Some(Default::default()),
         "present and empty: declare nothing"
     );
-    assert_eq!(load(text, &[("POSTRIDER_QUEUES", "a, b")]).unwrap().queues, ["a", "b"]);
+    let queues = load(text, &[("POSTRIDER_QUEUES", "a, b")]).unwrap().queues;
+    assert_eq!(queues.iter().map(|queue| queue.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+}
+
+#[test]
+fn a_watched_queue_may_have_an_objective_and_the_others_have_a_common_one() {
+    let text = "
+        management_url = 'http://localhost:15672'
+        [[queues]]
+        name = 'billing'
+        max_lag = '30s'
+        [[queues]]
+        name = 'ship*'
+        [consumers]
+        discover = false
+        max_lag = '5m'
+        period = '5s'
+    ";
+    let config = load(text, &[("POSTRIDER_CONSUMERS_PERIOD", "20s")]).unwrap();
+    let queue = |name: &str, seconds: Option<u64>| WatchedQueue {
+        name: name.to_owned(),
+        max_lag: seconds.map(Duration::from_secs),
+    };
+    assert_eq!(config.queues, [queue("billing", Some(30)), queue("ship*", None)]);
+    assert_eq!((config.queues[0].is_pattern(), config.queues[1].is_pattern()), (false, true));
+    let (max_lag, period) = (Some(Duration::from_secs(300)), Duration::from_secs(20));
+    assert_eq!(config.consumers, Consumers { discover: false, max_lag, period });
+    let default = load("", &[]).unwrap().consumers;
+    assert_eq!(default, Consumers { discover: true, max_lag: None, period: Duration::from_secs(15) });
+}
+
+#[test]
+fn a_pattern_needs_the_management_api() {
+    let text = "[[queues]]\nname = 'ship*'\nmax_lag = '0s'\n[[queues]]\nname = 'billing'\n[consumers]\nperiod = '1s'\n";
+    insta::assert_snapshot!(errors(text, &[]), @r#"
+queues.max_lag (file:3): must be a time from 1s to 2592000s, as in "500ms", "30s" or "2m", not "0s"
+queues.name (file:2): "ship*" is a pattern, which needs management_url: AMQP cannot list queues
+consumers.period (file:7): must be a time from 5s to 60s, as in "500ms", "30s" or "2m", not "1s"
+"#);
+    insta::assert_snapshot!(errors("", &[("POSTRIDER_QUEUES", "billing,ship*")]), @r#"
+queues.name (POSTRIDER_QUEUES): "ship*" is a pattern, which needs management_url: AMQP cannot list queues
+"#);
 }
 
 #[test]
