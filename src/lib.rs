@@ -34,4 +34,5 @@ pub mod session;
 pub mod state_writer;
 pub mod status;
 pub mod tls;
+pub mod traces;
 pub mod uninstall;

@@ -17,6 +17,9 @@ use bytes::Bytes;
 
 use crate::lsn::Lsn;
 
+/// The header of a message that a person had published again.
+pub(crate) const REDELIVERED: &str = "x-postrider-redelivered";
+
 /// One committed row on its way to the broker.
 ///
 /// Building an event never fails: a row that can never be published becomes an event whose `content` is a [`Poison`],
@@ -43,6 +46,15 @@ pub struct Event {
     /// are no JSON object) it is the payload column as PostgreSQL sent it, with content type `application/octet-stream`. Routing
     /// key, properties and headers are uncut, whatever AMQP would say of them; bytes that are not UTF-8 are U+FFFD in them.
     pub remains: Option<Box<Message>>,
+}
+
+/// Bytes of a text of an event that a log line or a span shows, at most: what AMQP allows for a short string. Only a poison
+/// has longer ones.
+pub(crate) const SHOWN: usize = 255;
+
+/// The first [`SHOWN`] bytes, or a few less.
+pub(crate) fn shown(text: &str) -> &str {
+    (0..=text.len().min(SHOWN)).rev().find_map(|end| text.get(..end)).unwrap_or_default()
 }
 
 impl Event {

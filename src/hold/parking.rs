@@ -7,18 +7,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::dead_letters::{Content, DeadLetter, FailedAgain, Mark, NewDeadLetter, Reason};
-use crate::event::{Event, HeaderValue, OnPoison, OnUnroutable, Ordering, Poison, Position, Route, Ticket};
+use crate::event::{
+    Event, HeaderValue, OnPoison, OnUnroutable, Ordering, Poison, Position, REDELIVERED, Route, Ticket, shown,
+};
 
 use super::exchange::{Failing, Feed};
 use super::lot::{Lot, Taken, Way};
 use super::{Hold, Item, Refusal, State};
 
-/// On a message that a person had published again.
-const REDELIVERED: &str = "x-postrider-redelivered";
-
 /// `on_poison = halt`: nothing after it may be carried before a person has decided.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the event at {position} (id {id}, route {route}) can never be published: {poison}")]
+#[error("the event at {position} (id {}, route {route}) can never be published: {poison}", shown(.id))]
 pub struct Halted {
     pub position: Position,
     pub id: Arc<str>,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Hold, Refusal, State};
+use crate::event::{Event, Position};
 
 /// Counted as it goes: cheap to ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,6 +68,11 @@ impl fmt::Display for Why {
 }
 
 impl Hold {
+    /// The event at a position, while it is not decided.
+    pub fn event(&self, position: Position) -> Option<&Arc<Event>> {
+        self.items.get(&position).map(|item| &item.event)
+    }
+
     pub fn stats(&self) -> Stats {
         Stats {
             on_wire: self.wire.len(),

@@ -23,6 +23,8 @@ pub struct Delivered {
     pub key_wait: Duration,
     /// From the last publish to the verdict.
     pub confirm_wait: Duration,
+    /// Publishes of this session.
+    pub attempts: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +51,8 @@ pub struct Refused {
     pub decision: Decision,
     /// Later events of its key that were delivered while it was on the wire (only if `pipelined`).
     pub overtaken_by: usize,
+    /// Publishes of this session.
+    pub attempts: u32,
 }
 
 /// What is done with a refused event.
@@ -125,6 +129,7 @@ impl Hold {
             overtook,
             key_wait: item.first_published.unwrap_or(now).saturating_duration_since(item.inserted),
             confirm_wait: now.saturating_duration_since(since),
+            attempts: item.attempts,
             event: item.event,
         })
     }
@@ -134,17 +139,17 @@ impl Hold {
         self.off_wire(position)?;
         let frozen = self.frozen_for(now);
         let item = self.items.get_mut(&position)?;
-        let event = Arc::clone(&item.event);
+        let (event, attempts) = (Arc::clone(&item.event), item.attempts);
         if item.parked && refusal == Refusal::Returned && event.route.on_unroutable == OnUnroutable::Discard {
             // It was parked behind another, and now it is like any event of its route.
             self.drop_parked(position);
             self.leave_lot(position, now);
             self.gone.push(position);
-            return Some(Refused { decision: Decision::Discard(event.ticket), event, overtaken_by: 0 });
+            return Some(Refused { decision: Decision::Discard(event.ticket), event, overtaken_by: 0, attempts });
         }
         if item.parked {
             self.stays_parked(position, refusal.reason(), refusal.words(), now);
-            return Some(Refused { event, decision: Decision::Park, overtaken_by: 0 });
+            return Some(Refused { event, decision: Decision::Park, overtaken_by: 0, attempts });
         }
         item.refusals = item.refusals.saturating_add(1);
         item.last_refusal = Some(refusal);
@@ -166,7 +171,7 @@ impl Hold {
             Decision::Park => {}
         }
         self.settle(&event.key);
-        Some(Refused { event, decision, overtaken_by })
+        Some(Refused { event, decision, overtaken_by, attempts })
     }
 
     /// The one place where the fate of a refused event is decided (rule R3).

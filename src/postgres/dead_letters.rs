@@ -30,9 +30,18 @@ const PIECE: usize = 1024 * 1024;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Look {
     /// In the order of positions.
-    pub marks: Vec<(Position, Mark)>,
+    pub marks: Vec<Marked>,
     /// Dead letters of the slot, marked or not.
     pub count: u64,
+}
+
+/// A dead letter that a person has marked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marked {
+    pub position: Position,
+    /// For the log.
+    pub event_id: Arc<str>,
+    pub mark: Mark,
 }
 
 /// All dead letters of the slot without content, in the order of positions. Runs inside the transaction that has raised the
@@ -123,7 +132,8 @@ pub async fn look(client: &Client, slot: &str) -> Result<Look, StateError> {
     for row in &rows {
         look.count = u64::try_from(row.get::<_, i64>("count")).map_err(|_| StateError::Damaged("a negative count"))?;
         if let Some(text) = row.get::<_, Option<&str>>("mark") {
-            look.marks.push((position(row.get("position"))?, mark(text)?));
+            let event_id = row.get::<_, &str>("event_id").into();
+            look.marks.push(Marked { position: position(row.get("position"))?, event_id, mark: mark(text)? });
         }
     }
     Ok(look)

@@ -51,7 +51,6 @@ pub(super) struct Wire {
     failure: Option<lapin::Error>,
     /// When the broker last confirmed or refused anything.
     last_answer: Option<Instant>,
-    returned: Vec<Returned>,
     suspect: Option<Suspect>,
     swept_at: Option<Instant>,
 }
@@ -80,12 +79,6 @@ enum Stage {
     Confirming(PublisherConfirm),
 }
 
-/// An unroutable message, as the broker sent it back: for the log.
-pub(super) struct Returned {
-    pub(super) exchange: String,
-    pub(super) routing_key: String,
-}
-
 /// Why an event was not published.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PublishError {
@@ -106,7 +99,6 @@ impl Wire {
             attempts: Vec::new(),
             failure: None,
             last_answer: None,
-            returned: Vec::new(),
             suspect: None,
             swept_at: None,
         })
@@ -196,11 +188,6 @@ impl Wire {
         self.last_answer
     }
 
-    /// The returned messages since the last call.
-    pub(super) fn take_returned(&mut self) -> Vec<Returned> {
-        std::mem::take(&mut self.returned)
-    }
-
     /// The publish of this event, made just now, goes alone: find out whether it closes the channel without waiting for its
     /// confirm, which a stuck queue may never give.
     pub(super) fn suspect(&mut self, position: Position) {
@@ -243,7 +230,7 @@ impl Wire {
 
     /// Polls the pending attempts; `again`: only those that the newest outcome was seen after. Whether any has ended.
     fn pass(&mut self, cx: &mut Context<'_>, again: bool) -> bool {
-        let Wire { judge, attempts, failure, last_answer, returned, .. } = self;
+        let Wire { judge, attempts, failure, last_answer, .. } = self;
         let (before, now) = (attempts.len(), Instant::now());
         attempts.retain_mut(|attempt| {
             if again && !judge.is_behind(attempt.id) {
@@ -254,8 +241,8 @@ impl Wire {
                 return true;
             };
             let outcome = match result {
-                Ok(Confirmation::Ack(message)) => carried(message, returned).map(Outcome::Ack),
-                Ok(Confirmation::Nack(message)) => carried(message, returned).map(Outcome::Nack),
+                Ok(Confirmation::Ack(message)) => carried(message).map(Outcome::Ack),
+                Ok(Confirmation::Nack(message)) => carried(message).map(Outcome::Nack),
                 // Confirms were selected before the first publish.
                 Ok(Confirmation::NotRequested) => Err(lapin::ErrorKind::FutureCompleted.into()),
                 Err(error) => Err(error),
@@ -303,10 +290,7 @@ fn keep_the_cause(failure: &mut Option<lapin::Error>, error: lapin::Error) {
 }
 
 /// The position of the returned message that came with a confirm.
-fn carried(
-    message: Option<lapin::message::BasicReturnMessage>,
-    returned: &mut Vec<Returned>,
-) -> Result<Option<Position>, lapin::Error> {
+fn carried(message: Option<lapin::message::BasicReturnMessage>) -> Result<Option<Position>, lapin::Error> {
     let Some(message) = message else { return Ok(None) };
     let header = message.properties.headers().as_ref().and_then(|headers| headers.inner().get(POSITION));
     let position = match header {
@@ -315,10 +299,13 @@ fn carried(
         }
         _ => None,
     };
-    returned.push(Returned { exchange: message.exchange.to_string(), routing_key: message.routing_key.to_string() });
     if position.is_none() {
         // Somebody's proxy or plugin has changed the message: nothing on this channel can be proven any more.
-        error!(exchange = %message.exchange, "a returned message has lost its header {POSITION}; the channel is replaced");
+        error!(
+            event_id = message.properties.message_id().as_ref().map(|id| id.as_str()),
+            exchange = %message.exchange,
+            "a returned message has lost its header {POSITION}; the channel is replaced"
+        );
         return Err(lapin::ErrorKind::FutureCompleted.into());
     }
     Ok(position)

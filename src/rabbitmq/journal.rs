@@ -1,20 +1,23 @@
 //! What the publisher says about itself: one log line a change of state, metrics and status.
 //!
-//! A line and the counter for the same incident come from the same function. No payload, no header, no key of a row; the
-//! routing key of an unroutable message is named, because without it nobody could bind a queue for it.
+//! A line and the counter for the same incident come from the same function. A line about an event has its id, its position
+//! and the id of its trace, if it has one. No payload, no header, no key of a row; the routing key of an unroutable message
+//! is named, because without it nobody could bind a queue for it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 
+use opentelemetry::trace::TraceId;
+use tracing::field::{DisplayValue, display};
 use tracing::{debug, error, info, warn};
 
-use super::channel::Returned;
 use super::connection::Link;
 use crate::dead_letters::{NewDeadLetter, Reason};
-use crate::event::{Event, Poison, Position};
-use crate::hold::{ChannelFault, ChannelJudgement, Delivered, Hold, Refused, Released, Why};
+use crate::event::{Event, Poison, Position, shown};
+use crate::hold::{ChannelFault, ChannelJudgement, Decision, Delivered, Hold, Refusal, Refused, Released, Why};
 use crate::metrics::Metrics;
 use crate::status::{DeadLetters, DelayedKey, FailingExchange, FailingWay, Status};
+use crate::traces::{Spans, TraceParent};
 
 /// The same complaint about the same (exchange, routing key) is repeated at most this often.
 const REPEAT: Duration = Duration::from_secs(60);
@@ -28,6 +31,8 @@ const NEWSWORTHY: Duration = Duration::from_secs(1);
 pub(super) struct Journal {
     metrics: Metrics,
     status: Status,
+    /// Where spans are exported.
+    spans: Option<Spans>,
     complaints: HashMap<(&'static str, String, String), Instant>,
     status_written: Option<Instant>,
     /// As last said.
@@ -35,11 +40,14 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    pub(super) fn new(metrics: Metrics, status: Status) -> Self {
-        Journal { metrics, status, complaints: HashMap::new(), status_written: None, stalled: None }
+    pub(super) fn new(metrics: Metrics, status: Status, spans: Option<Spans>) -> Self {
+        Journal { metrics, status, spans, complaints: HashMap::new(), status_written: None, stalled: None }
     }
 
-    pub(super) fn connected(&self, link: &Link) {
+    pub(super) fn connected(&mut self, link: &Link) {
+        if let Some(spans) = &mut self.spans {
+            spans.connected(link.address());
+        }
         info!(broker = link.address(), vhost = link.vhost(), "connected to RabbitMQ");
         self.unblocked_state();
         self.status.update(|snapshot| {
@@ -102,9 +110,20 @@ impl Journal {
         // Zero where the clocks of the two machines disagree.
         let since_commit = SystemTime::now().duration_since(delivered.event.commit_time).unwrap_or_default();
         self.metrics.commit_to_confirm_seconds.observe(since_commit.as_secs_f64());
+        if let Some(spans) = &mut self.spans {
+            spans.delivered(delivered);
+        }
         if delivered.freed {
-            let (exchange, routing_key) = (delivered.event.route.exchange.as_str(), routing_key(&delivered.event));
-            info!(exchange, routing_key, "events pass here again; the dead letters that waited for it go out");
+            let event = &delivered.event;
+            let (exchange, routing_key) = (event.route.exchange.as_str(), routing_key(event));
+            info!(
+                event_id = shown(&event.id),
+                position = %event.position,
+                trace_id = trace_id(event),
+                exchange,
+                routing_key,
+                "events pass here again; the dead letters that waited for it go out"
+            );
             self.complaints
                 .retain(|(_, first, second), _| (first.as_str(), second.as_str()) != (exchange, routing_key));
         }
@@ -120,10 +139,31 @@ impl Journal {
         }
     }
 
-    pub(super) fn returned(&mut self, message: &Returned) {
-        let Returned { exchange, routing_key } = message;
-        if self.may_complain("returned", exchange, routing_key) {
+    /// The event's publish was refused.
+    pub(super) fn refused(&mut self, refused: &Refused, refusal: Refusal) {
+        if let Some(spans) = &mut self.spans {
+            spans.refused(refused, refusal);
+        }
+        self.overtaken(&refused.event, refused.overtaken_by);
+        match refusal {
+            Refusal::Returned => self.returned(refused),
+            Refusal::Nacked => self.nacked(&refused.event),
+            // Said of all of them together.
+            Refusal::TimedOut => {}
+        }
+    }
+
+    fn returned(&mut self, refused: &Refused) {
+        self.metrics.events_returned.inc();
+        let event = &refused.event;
+        let (exchange, routing_key) = (event.route.exchange.as_str(), routing_key(event));
+        if matches!(refused.decision, Decision::Discard(_)) {
+            self.discarded(refused);
+        } else if self.may_complain("returned", exchange, routing_key) {
             warn!(
+                event_id = shown(&event.id),
+                position = %event.position,
+                trace_id = trace_id(event),
                 exchange,
                 routing_key,
                 "no queue is bound for this routing key, the event came back; bind one (`rabbitmqctl list_bindings` shows \
@@ -132,18 +172,15 @@ impl Journal {
         }
     }
 
-    pub(super) fn refused_returned(&self, refused: &Refused) {
-        self.metrics.events_returned.inc();
-        self.overtaken(&refused.event, refused.overtaken_by);
-    }
-
-    pub(super) fn refused_nacked(&mut self, refused: &Refused) {
+    fn nacked(&mut self, event: &Event) {
         self.metrics.events_nacked.inc();
-        self.overtaken(&refused.event, refused.overtaken_by);
-        let routing_key = routing_key(&refused.event).to_owned();
-        if self.may_complain("nacked", &refused.event.route.exchange.clone(), &routing_key) {
+        let (exchange, routing_key) = (event.route.exchange.as_str(), routing_key(event));
+        if self.may_complain("nacked", exchange, routing_key) {
             warn!(
-                exchange = refused.event.route.exchange,
+                event_id = shown(&event.id),
+                position = %event.position,
+                trace_id = trace_id(event),
+                exchange,
                 routing_key,
                 "a queue behind this routing key refuses events (nack); it is probably full (overflow=reject-publish): \
                  see to its consumers or its limits; the key waits and the event is sent again"
@@ -151,22 +188,27 @@ impl Journal {
         }
     }
 
-    pub(super) fn refused_late(&self, refused: &Refused) {
-        self.overtaken(&refused.event, refused.overtaken_by);
-    }
-
-    /// `answered`: other publishes were confirmed meanwhile.
-    pub(super) fn timed_out(&self, count: usize, answered: bool) {
+    /// `oldest`: the one that has waited longest. `answered`: other publishes were confirmed meanwhile.
+    pub(super) fn timed_out(&self, count: usize, oldest: Option<&Event>, answered: bool) {
+        let event_id = oldest.map(|event| shown(&event.id));
+        let position = oldest.map(|event| display(event.position));
+        let trace_id = oldest.and_then(trace_id);
         self.metrics.confirm_timeouts.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
         let advice = "`rabbitmqctl list_queues name type state` shows queues that are down or without a majority";
         if answered {
             warn!(
                 count,
+                event_id,
+                position,
+                trace_id,
                 "publishes were not confirmed in time while others were; {advice}; they are sent again over a new connection"
             );
         } else {
             warn!(
                 count,
+                event_id,
+                position,
+                trace_id,
                 "RabbitMQ confirmed nothing in time; {advice}; everything is sent again over a new connection"
             );
         }
@@ -190,6 +232,9 @@ impl Journal {
                 let exchange = event.route.exchange.as_str();
                 if fault == ChannelFault::AccessRefused {
                     warn!(
+                        event_id = shown(&event.id),
+                        position = %event.position,
+                        trace_id = trace_id(event),
                         exchange,
                         reason = words,
                         "the exchange refuses all events; grant write on it (`rabbitmqctl set_permissions -p '{vhost}' USER '' \
@@ -197,6 +242,9 @@ impl Journal {
                     );
                 } else {
                     warn!(
+                        event_id = shown(&event.id),
+                        position = %event.position,
+                        trace_id = trace_id(event),
                         exchange,
                         reason = words,
                         "the exchange does not exist; declare it (`rabbitmqadmin --vhost '{vhost}' declare exchange --name \
@@ -207,6 +255,9 @@ impl Journal {
             // Said when it is parked.
             ChannelJudgement::Poisoned(_) => {}
             ChannelJudgement::Refused(refused) => warn!(
+                event_id = shown(&refused.event.id),
+                position = %refused.event.position,
+                trace_id = trace_id(&refused.event),
                 exchange = refused.event.route.exchange,
                 reason = words,
                 "RabbitMQ closed the channel over one event; its key waits and it is sent again"
@@ -222,8 +273,10 @@ impl Journal {
     pub(super) fn poisoned(&mut self, event: &Event, poison: &Poison) {
         if self.may_complain("poisoned", &event.route.name, poison.reason.as_str()) {
             error!(
-                route = event.route.name,
+                event_id = shown(&event.id),
                 position = %event.position,
+                trace_id = trace_id(event),
+                route = event.route.name,
                 reason = poison.reason.as_str(),
                 detail = poison.detail,
                 "an event can never be published as it is; it goes into the dead letters and waits for a person: `postrider dlq show` \
@@ -235,11 +288,17 @@ impl Journal {
     pub(super) fn parked(&mut self, letter: &NewDeadLetter) {
         let NewDeadLetter { event, reason, error, .. } = letter;
         self.metrics.parked.with_label_values(&[reason.as_str(), event.route.name.as_str()]).inc();
+        if let Some(spans) = &mut self.spans {
+            spans.parked(letter);
+        }
         let routing_key = event.message().map_or("", |message| message.routing_key.as_str());
         if let Reason::Poison(reason) = reason {
             self.poisoned(event, &Poison { reason: *reason, detail: error.clone() });
         } else if *reason != Reason::Behind && self.may_complain("parked", &event.route.exchange, routing_key) {
             warn!(
+                event_id = shown(&event.id),
+                position = %event.position,
+                trace_id = trace_id(event),
                 exchange = event.route.exchange,
                 routing_key,
                 reason = reason.as_str(),
@@ -250,21 +309,28 @@ impl Journal {
         }
     }
 
-    pub(super) fn discarded(&mut self, event: &Event) {
+    fn discarded(&mut self, refused: &Refused) {
+        let event = &refused.event;
         self.metrics.discarded.with_label_values(&["route", event.route.name.as_str()]).inc();
-        let routing_key = routing_key(event).to_owned();
-        if self.may_complain("discarded", &event.route.exchange, &routing_key) {
+        if let Some(spans) = &mut self.spans {
+            spans.discarded(refused);
+        }
+        let (exchange, routing_key) = (event.route.exchange.as_str(), routing_key(event));
+        if self.may_complain("discarded", exchange, routing_key) {
             warn!(
-                exchange = event.route.exchange,
+                event_id = shown(&event.id),
+                position = %event.position,
+                trace_id = trace_id(event),
+                exchange,
                 routing_key,
                 "no queue is bound for this routing key, and its route says on_unroutable = \"discard\": its events are gone"
             );
         }
     }
 
-    pub(super) fn discarded_by_a_person(&self, position: Position, route: &str) {
+    pub(super) fn discarded_by_a_person(&self, event_id: &str, position: Position, route: &str) {
         self.metrics.discarded.with_label_values(&["operator", route]).inc();
-        info!(%position, route, "a dead letter was discarded, as it was marked");
+        info!(event_id = shown(event_id), %position, route, "a dead letter was discarded, as it was marked");
     }
 
     pub(super) fn exchange_recovered(&self, exchange: &str) {
@@ -388,4 +454,9 @@ fn is_routine(why: &Why) -> bool {
 
 fn routing_key(event: &Event) -> &str {
     event.content.as_ref().map_or("", |message| message.routing_key.as_str())
+}
+
+/// Of a valid `traceparent`, sampled or not.
+fn trace_id(event: &Event) -> Option<DisplayValue<TraceId>> {
+    TraceParent::of(event).map(|parent| display(parent.trace_id))
 }

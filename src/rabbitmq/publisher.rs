@@ -19,6 +19,7 @@ use crate::event::{Event, Ticket};
 use crate::hold::{Halted, OutOfOrder, Suspects};
 use crate::metrics::Metrics;
 use crate::status::Status;
+use crate::traces::Spans;
 
 /// Events of one read, in order.
 #[derive(Debug)]
@@ -71,10 +72,11 @@ impl BrokerError {
 }
 
 impl Broker {
-    pub fn new(config: Arc<Config>, metrics: Metrics, status: Status) -> Self {
+    /// `spans`: where the spans of sampled events go, if anywhere.
+    pub fn new(config: Arc<Config>, metrics: Metrics, status: Status, spans: Option<Spans>) -> Self {
         Broker {
             config,
-            journal: Journal::new(metrics, status),
+            journal: Journal::new(metrics, status, spans),
             link: None,
             clean: false,
             topology_seen: false,

@@ -292,9 +292,6 @@ impl<'a> Window<'a> {
         }
         self.hand_over_verdicts(now);
         let Some(wire) = &mut self.wire else { return };
-        for message in wire.take_returned() {
-            self.broker.journal.returned(&message);
-        }
         if wire.last_answer().is_some() {
             self.outage.answered();
         }
@@ -335,16 +332,10 @@ impl<'a> Window<'a> {
 
     fn refused(&mut self, position: Position, refusal: Refusal, now: Instant) {
         let Some(refused) = self.hold.refused(position, refusal, now) else { return };
+        self.broker.journal.refused(&refused, refusal);
         if let Decision::Discard(ticket) = refused.decision {
             self.published.remove(&position);
-            self.broker.journal.discarded(&refused.event);
             self.resolve(vec![ticket]);
-        }
-        let journal = &mut self.broker.journal;
-        match refusal {
-            Refusal::Returned => journal.refused_returned(&refused),
-            Refusal::Nacked => journal.refused_nacked(&refused),
-            Refusal::TimedOut => journal.refused_late(&refused),
         }
     }
 
@@ -487,13 +478,14 @@ impl<'a> Window<'a> {
         let answered = last_answer.is_some_and(|at| now.saturating_duration_since(at) <= timeout);
         self.last_words(now);
         let overdue = self.hold.overdue(now, timeout);
+        let oldest = overdue.first().and_then(|position| self.hold.event(*position)).map(Arc::clone);
         if answered {
             // Others were confirmed, so it is theirs alone.
             for position in &overdue {
                 self.refused(*position, Refusal::TimedOut, now);
             }
         }
-        self.broker.journal.timed_out(overdue.len(), answered);
+        self.broker.journal.timed_out(overdue.len(), oldest.as_deref(), answered);
         let last = format!("{} publishes were not confirmed within {} s", overdue.len(), timeout.as_secs());
         self.replace(last, now);
     }

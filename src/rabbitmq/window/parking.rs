@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::Window;
 use crate::dead_letters::desk::Answer;
-use crate::postgres::dead_letters::Look;
+use crate::postgres::dead_letters::{Look, Marked};
 use crate::rabbitmq::publisher::BrokerError;
 
 impl Window<'_> {
@@ -51,10 +51,10 @@ impl Window<'_> {
             return Err(BrokerError::DeadLettersChanged);
         }
         let mut discarded = Vec::new();
-        for (position, mark) in &look.marks {
+        for Marked { position, event_id, mark } in &look.marks {
             let route = self.hold.lot().route(*position).map(str::to_owned);
             if self.hold.mark(*position, *mark, now) {
-                self.broker.journal.discarded_by_a_person(*position, route.as_deref().unwrap_or_default());
+                self.broker.journal.discarded_by_a_person(event_id, *position, route.as_deref().unwrap_or_default());
                 discarded.push(*position);
             }
         }
