@@ -1,7 +1,7 @@
 //! The admin listener: read-only, over HTTP/1.
 //!
 //! * `GET /live`: 200 while the event loop turns, whatever the servers do; a probe that restarts must ask nothing more.
-//! * `GET /ready`: 200 while events are carried, otherwise 503 with the reason.
+//! * `GET /ready`: 200 while this relay carries, or stands by and could take over; otherwise 503 with the reason.
 //! * `GET /metrics`: Prometheus' text format.
 //! * `GET /status`: [`crate::status::Snapshot`] as JSON.
 
@@ -113,8 +113,11 @@ fn answer<B>(request: &Request<B>, shared: &Shared) -> Response<Full<Bytes>> {
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         },
         "/status" => {
-            let snapshot =
-                Snapshot { delivery_lag_seconds: shared.metrics.delivery_lag_seconds(), ..shared.status.snapshot() };
+            let snapshot = Snapshot {
+                delivery_lag_seconds: shared.metrics.delivery_lag_seconds(),
+                samples: shared.metrics.samples(),
+                ..shared.status.snapshot()
+            };
             match serde_json::to_string_pretty(&snapshot) {
                 Ok(json) => response(StatusCode::OK, "application/json", json + "\n"),
                 Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
@@ -231,11 +234,17 @@ mod tests {
 
     #[tokio::test]
     async fn status_is_json() {
-        let (address, _, status) = listening().await;
+        let (address, metrics, status) = listening().await;
         carrying(&status);
+        metrics.sampled("slot");
+        metrics.sampler_errors.with_label_values(&["management"]).inc();
         let answer = ask(address, "GET /status").await;
         let json: serde_json::Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
         assert_eq!((&json["role"], &json["slot"]), (&"active".into(), &"shop".into()));
+        let samples = json["samples"].as_array().unwrap();
+        assert_eq!(samples.len(), 2, "what was never tried is left out: {samples:?}");
+        assert!(samples[0]["target"] == "slot" && samples[0]["age_seconds"].as_f64().unwrap() < 60.0, "{samples:?}");
+        assert_eq!((&samples[1]["age_seconds"], &samples[1]["errors"]), (&serde_json::Value::Null, &1.into()));
     }
 
     #[tokio::test]

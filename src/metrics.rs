@@ -3,25 +3,28 @@
 //! Counters exist from the start with 0 for every value of their closed labels. A sampled gauge appears with its first
 //! sample. Labels are closed enums, or a slot, queue or vhost from the configuration; never anything from a row.
 
-use std::collections::BTreeSet;
+mod queues;
+mod table;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::SystemTime;
 
-use prometheus::core::Collector;
+#[cfg(target_os = "linux")]
+use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::dead_letters::Reason;
-use crate::status::Role;
+use table::{Table, gauge, int_gauge};
 
-/// Buckets from a millisecond to six hours: the usual ones end at 10 s, and every incident lies beyond.
-const DELAY_BUCKETS: [f64; 18] = [
-    0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0, 1800.0, 7200.0, 21600.0,
-];
+use crate::dead_letters::Reason;
+use crate::status::{Role, Samples};
+
+pub use queues::{DeadLetterQueueSample, QueueMetrics, QueueSample};
+pub use table::Sampled;
 
 /// Operations counted by `postrider_changes_read_total`.
 pub const OPS: [&str; 5] = ["insert", "update", "delete", "truncate", "message"];
@@ -29,19 +32,34 @@ pub const OPS: [&str; 5] = ["insert", "update", "delete", "truncate", "message"]
 pub const PEERS: [&str; 2] = ["postgres", "rabbitmq"];
 pub const RECONNECT_REASONS: [&str; 5] = ["connect", "lost", "confirm_timeout", "channel_error", "unavailable"];
 /// Targets of the samplers' own metrics.
-pub const SAMPLERS: [&str; 2] = ["slot", "queues"];
+pub const SAMPLERS: [&str; 3] = ["slot", "queues", "management"];
 /// Who discarded an event, in `postrider_dead_letters_discarded_total`.
 pub const DISCARDED_BY: [&str; 2] = ["operator", "route"];
 /// Bounds of the dead letters, in `postrider_stalled`.
 pub const STALLED: [&str; 2] = ["max_parked", "max_parked_bytes"];
+/// Why a relay has halted, in `postrider_halted`: [`crate::postgres::slot::Halt::reason`], and `poison` for `on_poison = "halt"`.
+pub const HALTS: [&str; 8] = [
+    "slot_missing",
+    "unknown_slot",
+    "source_changed",
+    "slot_advanced",
+    "slot_lost",
+    "wrong_slot",
+    "source_rewound",
+    "poison",
+];
 const WAL_STATUS: [&str; 4] = ["reserved", "extended", "unreserved", "lost"];
 
 /// Every metric of one relay. Cheap to clone; each relay has a registry of its own, so that tests can run several.
 #[derive(Clone)]
 pub struct Metrics {
     registry: Registry,
+    /// Of the standard names, which have no prefix.
+    process: Registry,
     pub session_up: IntGauge,
     role: IntGaugeVec,
+    /// Label `reason` (see [`HALTS`]).
+    halted: IntGaugeVec,
     pub broker_blocked: IntGauge,
     pub changes_read: IntCounterVec,
     pub events_published: IntCounter,
@@ -49,6 +67,7 @@ pub struct Metrics {
     pub events_returned: IntCounter,
     pub events_nacked: IntCounter,
     pub publish_retries: IntCounter,
+    pub spans_dropped: IntCounter,
     pub confirm_timeouts: IntCounter,
     /// Label `route`.
     pub order_overtakes: IntCounterVec,
@@ -84,39 +103,22 @@ pub struct Metrics {
     pub slot_retained_bytes: Sampled<IntGauge>,
     pub slot_safe_wal_bytes: Sampled<IntGauge>,
     slot_wal_status: Sampled<IntGaugeVec>,
-    /// Labels `vhost`, `queue`.
-    pub queue_messages_ready: IntGaugeVec,
-    pub queue_consumers: IntGaugeVec,
+    /// In transactions.
+    pub slot_catalog_xmin_age: Sampled<IntGauge>,
+    pub slot_spill_bytes: IntCounter,
+    heartbeat_age_seconds: Sampled<Gauge>,
+    heartbeat_passed_at: Arc<Mutex<Option<SystemTime>>>,
+    pub queues: QueueMetrics,
     /// Label `target` (see [`SAMPLERS`]).
     pub sampler_errors: IntCounterVec,
-    pub sampler_last_success: GaugeVec,
+    sampler_last_success: GaugeVec,
+    sampled_at: Arc<Mutex<BTreeMap<&'static str, SystemTime>>>,
     delivery_lag_seconds: Sampled<Gauge>,
     delivered_up_to: Arc<Mutex<Option<DeliveredUpTo>>>,
 }
 
-/// A gauge that is exported from its first sample on: a 0 before that would be a lie.
-#[derive(Clone)]
-pub struct Sampled<G: Collector + Clone + 'static> {
-    gauge: G,
-    registry: Registry,
-}
-
-impl<G: Collector + Clone + 'static> Sampled<G> {
-    /// The gauge, exported from now on.
-    pub fn get(&self) -> &G {
-        // A second registration is refused by the registry, which is what "already exported" means here.
-        self.registry.register(Box::new(self.gauge.clone())).ok();
-        &self.gauge
-    }
-
-    /// Takes the series away: the value does not exist (a NULL in PostgreSQL).
-    pub fn clear(&self) {
-        self.registry.unregister(Box::new(self.gauge.clone())).ok();
-    }
-}
-
-/// By PostgreSQL's clock: the time of the newest commit or keepalive with everything before it resolved, and how far
-/// that clock is ahead of ours (seconds).
+/// By PostgreSQL's clock: the time up to which nothing that was committed is undelivered, and how far that clock is ahead of ours
+/// (seconds).
 #[derive(Clone, Copy, Debug)]
 struct DeliveredUpTo {
     at: SystemTime,
@@ -126,7 +128,11 @@ struct DeliveredUpTo {
 impl Metrics {
     /// `routes` are the configured route names (a closed label).
     pub fn new(slot: &str, routes: &[String]) -> Result<Self, prometheus::Error> {
-        let labels = [("slot".to_owned(), slot.to_owned())].into();
+        let labels = HashMap::from([("slot".to_owned(), slot.to_owned())]);
+        let process = Registry::new_custom(None, Some(HashMap::clone(&labels)))?;
+        // Reads /proc.
+        #[cfg(target_os = "linux")]
+        process.register(Box::new(ProcessCollector::for_self()))?;
         let registry = Registry::new_custom(Some("postrider".to_owned()), Some(labels))?;
         let table = Table { registry: &registry };
 
@@ -136,6 +142,7 @@ impl Metrics {
         let metrics = Metrics {
             session_up: table.int_gauge("session_up", "1 while the replication stream is open and this relay holds the slot.")?,
             role: table.int_gauge_vec("role", "1 for the role that this relay has now, 0 for the others.", &["role"])?,
+            halted: table.int_gauge_vec("halted", "1 while the relay has stopped on purpose, for this reason: a person has to decide. See /status for what to do.", &["reason"])?,
             broker_blocked: table.int_gauge("broker_blocked", "1 while the broker has this connection blocked (memory or disk alarm).")?,
             changes_read: table.int_counter_vec("changes_read_total", "Row changes and messages read from the slot, heartbeats included.", &["op"])?,
             events_published: table.int_counter("events_published_total", "Publishes handed to the broker, retries included.")?,
@@ -143,6 +150,7 @@ impl Metrics {
             events_returned: table.int_counter("events_returned_total", "Publishes that the broker returned as unroutable.")?,
             events_nacked: table.int_counter("events_nacked_total", "Publishes that the broker refused with a nack.")?,
             publish_retries: table.int_counter("publish_retries_total", "Publishes of an event that had been published before, for whatever reason.")?,
+            spans_dropped: table.int_counter("spans_dropped_total", "Spans of sampled events that the collector did not get: it was away, refused them or was too slow.")?,
             confirm_timeouts: table.int_counter("confirm_timeouts_total", "Publishes that had no verdict within confirm_timeout.")?,
             order_overtakes: table.int_counter_vec("order_overtakes_total", "Events of a pipelined route that were delivered before an earlier event of their key.", &["route"])?,
             dead_letters: table.int_gauge_vec("dead_letters", "Events that wait in postrider.dead_letters, as the relay that carries knows them.", &["reason", "route"])?,
@@ -170,16 +178,18 @@ impl Metrics {
             slot_retained_bytes: table.sampled(int_gauge("slot_retained_bytes", "WAL that PostgreSQL keeps for the slot (since its restart LSN). A long transaction anywhere in the cluster holds it back too.")?),
             slot_safe_wal_bytes: table.sampled(int_gauge("slot_safe_wal_bytes", "WAL that can be written before the slot is in danger of being lost. Absent while max_slot_wal_keep_size is unlimited.")?),
             slot_wal_status: table.sampled(IntGaugeVec::new(Opts::new("slot_wal_status", "1 for the slot's wal_status in pg_replication_slots, 0 for the others."), &["status"])?),
-            queue_messages_ready: table.int_gauge_vec("queue_messages_ready", "Messages in the queue that are ready for a consumer (passive declare).", &["vhost", "queue"])?,
-            queue_consumers: table.int_gauge_vec("queue_consumers", "Consumers of the queue (passive declare).", &["vhost", "queue"])?,
+            slot_catalog_xmin_age: table.sampled(int_gauge("slot_catalog_xmin_age", "Transactions since the oldest one whose catalog rows the slot keeps from vacuum.")?),
+            slot_spill_bytes: table.int_counter("slot_spill_bytes_total", "Bytes of large transactions that PostgreSQL wrote to disk while decoding for the slot, since this process began to look.")?,
+            heartbeat_age_seconds: table.sampled(gauge("heartbeat_age_seconds", "Since a heartbeat of this relay last came back through the slot with everything before it delivered. None is sent, and this grows, while there is nothing to show for it.")?),
+            heartbeat_passed_at: Arc::default(),
+            queues: QueueMetrics::new(&table)?,
             sampler_errors: table.int_counter_vec("sampler_errors_total", "Samples that failed.", &["target"])?,
-            sampler_last_success: {
-                let gauge = GaugeVec::new(Opts::new("sampler_last_success_timestamp_seconds", "When the sampler last succeeded (Unix time)."), &["target"])?;
-                table.add(gauge)?
-            },
-            delivery_lag_seconds: table.sampled(gauge("delivery_lag_seconds", "How late we are: PostgreSQL's time now minus the commit time of the newest commit or heartbeat with everything before it delivered. Grows while disconnected.")?),
+            sampler_last_success: table.gauge_vec("sampler_last_success_timestamp_seconds", "When the sampler last succeeded (Unix time).", &["target"])?,
+            delivery_lag_seconds: table.sampled(gauge("delivery_lag_seconds", "How late we are: PostgreSQL's time now minus the time up to which everything that was committed is delivered or parked. Grows while disconnected; up to 10 s on an idle database. Absent before the first delivery, and while another relay carries.")?),
+            sampled_at: Arc::default(),
             delivered_up_to: Arc::default(),
             registry: registry.clone(),
+            process,
         };
 
         for op in OPS {
@@ -194,6 +204,7 @@ impl Metrics {
             metrics.sampler_errors.with_label_values(&[target]);
         }
         metrics.set_stalled(None);
+        metrics.set_halted(None);
         for route in routes {
             for reason in Reason::ALL {
                 metrics.parked.with_label_values(&[reason.as_str(), route.as_str()]);
@@ -213,6 +224,25 @@ impl Metrics {
         for each in Role::ALL {
             self.role.with_label_values(&[each.as_str()]).set(i64::from(each == role));
         }
+    }
+
+    /// One of [`HALTS`], or none.
+    pub fn set_halted(&self, reason: Option<&str>) {
+        for each in HALTS {
+            self.halted.with_label_values(&[each]).set(i64::from(reason == Some(each)));
+        }
+    }
+
+    /// The sampler has an answer; `target` is one of [`SAMPLERS`].
+    pub fn sampled(&self, target: &'static str) {
+        let now = SystemTime::now();
+        self.sampler_last_success.with_label_values(&[target]).set(seconds_between(SystemTime::UNIX_EPOCH, now));
+        self.sampled_at.lock().unwrap_or_else(PoisonError::into_inner).insert(target, now);
+    }
+
+    /// A heartbeat has come back through the slot, and everything before it is delivered.
+    pub fn heartbeat_passed(&self) {
+        *self.heartbeat_passed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(SystemTime::now());
     }
 
     /// What waits, by reason and route. Series of what waits no more go away.
@@ -269,23 +299,46 @@ impl Metrics {
             Some(DeliveredUpTo { at, clock_ahead_seconds });
     }
 
-    /// See `postrider_delivery_lag_seconds`; `None` before the first session of this process.
+    /// Another relay carries: how late it is this one does not know.
+    pub fn forget_delivery(&self) {
+        *self.delivered_up_to.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// See `postrider_delivery_lag_seconds`.
     pub fn delivery_lag_seconds(&self) -> Option<f64> {
         let known = *self.delivered_up_to.lock().unwrap_or_else(PoisonError::into_inner);
         known.map(|known| (seconds_between(known.at, SystemTime::now()) + known.clock_ahead_seconds).max(0.0))
     }
 
+    /// The samplers that have tried at least once.
+    pub fn samples(&self) -> Vec<Samples> {
+        let sampled_at = self.sampled_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let samples = SAMPLERS.iter().map(|target| Samples {
+            target,
+            age_seconds: sampled_at.get(target).map(|at| seconds_between(*at, SystemTime::now()).max(0.0)),
+            errors: self.sampler_errors.with_label_values(&[target]).get(),
+        });
+        samples.filter(|samples| samples.age_seconds.is_some() || samples.errors > 0).collect()
+    }
+
     /// The exposition in Prometheus' text format.
     pub fn render(&self) -> Result<String, prometheus::Error> {
-        if let Some(lag) = self.delivery_lag_seconds() {
-            self.delivery_lag_seconds.get().set(lag);
+        match self.delivery_lag_seconds() {
+            Some(lag) => self.delivery_lag_seconds.get().set(lag),
+            None => self.delivery_lag_seconds.clear(),
         }
         let oldest = *self.oldest_dead_letter.lock().unwrap_or_else(PoisonError::into_inner);
         match oldest {
             Some(at) => self.dead_letters_oldest_age.get().set(seconds_between(at, SystemTime::now()).max(0.0)),
             None => self.dead_letters_oldest_age.clear(),
         }
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+        let heartbeat = *self.heartbeat_passed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = heartbeat {
+            self.heartbeat_age_seconds.get().set(seconds_between(at, SystemTime::now()).max(0.0));
+        }
+        let mut families = self.registry.gather();
+        families.extend(self.process.gather());
+        TextEncoder::new().encode_to_string(&families)
     }
 }
 
@@ -294,50 +347,6 @@ fn seconds_between(from: SystemTime, to: SystemTime) -> f64 {
     match to.duration_since(from) {
         Ok(after) => after.as_secs_f64(),
         Err(before) => -before.duration().as_secs_f64(),
-    }
-}
-
-fn gauge(name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
-    Gauge::with_opts(Opts::new(name, help))
-}
-
-fn int_gauge(name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
-    IntGauge::with_opts(Opts::new(name, help))
-}
-
-/// Makes metrics and registers them.
-struct Table<'a> {
-    registry: &'a Registry,
-}
-
-impl Table<'_> {
-    fn add<C: Collector + Clone + 'static>(&self, collector: C) -> Result<C, prometheus::Error> {
-        self.registry.register(Box::new(collector.clone()))?;
-        Ok(collector)
-    }
-
-    fn sampled<G: Collector + Clone + 'static>(&self, gauge: G) -> Sampled<G> {
-        Sampled { gauge, registry: self.registry.clone() }
-    }
-
-    fn int_gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
-        self.add(int_gauge(name, help)?)
-    }
-
-    fn int_gauge_vec(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
-        self.add(IntGaugeVec::new(Opts::new(name, help), labels)?)
-    }
-
-    fn int_counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
-        self.add(IntCounter::with_opts(Opts::new(name, help))?)
-    }
-
-    fn int_counter_vec(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
-        self.add(IntCounterVec::new(Opts::new(name, help), labels)?)
-    }
-
-    fn histogram(&self, name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
-        self.add(Histogram::with_opts(HistogramOpts::new(name, help).buckets(DELAY_BUCKETS.to_vec()))?)
     }
 }
 

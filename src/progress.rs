@@ -24,6 +24,8 @@ pub struct Progress {
     entered: Lsn,
     acknowledged: Lsn,
     delivered_up_to: Option<SystemTime>,
+    /// How far the WAL was at a time of PostgreSQL's; not passed yet.
+    reading: Option<(Lsn, SystemTime)>,
     unresolved: u64,
 }
 
@@ -72,6 +74,7 @@ impl Progress {
             entered: start,
             acknowledged: start,
             delivered_up_to: None,
+            reading: None,
             unresolved: 0,
         }
     }
@@ -120,12 +123,22 @@ impl Progress {
     /// One that arrives inside a transaction, or that is behind what was received, is no entry. Both are ordinary: the
     /// walsender also sends keepalives while it writes a transaction, with the end of the record *before* the one that it
     /// decodes, and after a restart while it decodes again what was confirmed long ago (`walsender.c`, `sentPtr`).
-    pub fn keepalive(&mut self, wal_end: Lsn, time: SystemTime) {
+    ///
+    /// Its time says nothing of delivery: the walsender sends it whenever it is asked, also when what it has to send is hours
+    /// behind the WAL's end. That is what [`Self::reading`] is for.
+    pub fn keepalive(&mut self, wal_end: Lsn) {
         self.received = self.received.max(wal_end);
         if self.open.is_none() && self.enter(wal_end).is_ok() {
             let entry = self.number();
-            self.close(entry, Entry { end: wal_end, time: Some(time), unresolved: 0 });
+            self.close(entry, Entry { end: wal_end, time: None, unresolved: 0 });
         }
+    }
+
+    /// At `at`, by PostgreSQL's clock, its WAL ended at `flushed`: once that is passed, nothing committed before is undelivered. This is
+    /// how a database without traffic is not late (rule R10). While one is not passed, later ones are not needed.
+    pub fn reading(&mut self, flushed: Lsn, at: SystemTime) {
+        self.reading.get_or_insert((flushed, at));
+        self.pass_reading();
     }
 
     /// One event of the ticket's entry is delivered (or parked). Returns whether it counted: the ticket of another session
@@ -163,7 +176,7 @@ impl Progress {
         self.received
     }
 
-    /// Commit time (or the keepalive's time) of the last entry that was passed, by PostgreSQL's clock. `None`: none yet.
+    /// Nothing that was committed before this time, by PostgreSQL's clock, is undelivered. `None`: nothing is known yet.
     pub fn delivered_up_to(&self) -> Option<SystemTime> {
         self.delivered_up_to
     }
@@ -226,6 +239,14 @@ impl Progress {
             debug_assert!(self.acknowledged <= entry.end && entry.end <= self.received);
             self.acknowledged = self.acknowledged.max(entry.end);
             self.delivered_up_to = entry.time.or(self.delivered_up_to);
+            self.pass_reading();
+        }
+    }
+
+    fn pass_reading(&mut self) {
+        if let Some((_, at)) = self.reading.take_if(|(flushed, _)| *flushed <= self.acknowledged) {
+            // A commit that came later has a later time.
+            self.delivered_up_to = self.delivered_up_to.max(Some(at));
         }
     }
 }

@@ -12,9 +12,11 @@ use crate::config::Config;
 use crate::dead_letters::desk::{Registry, desk};
 use crate::error::{self, Error};
 use crate::metrics::Metrics;
+use crate::postgres::slot::Halt;
 use crate::rabbitmq::publisher::{Batch, Broker, BrokerError};
 use crate::session::{Ended, Remembered, Session, SessionError};
 use crate::status::{DeadLetters, Role, Status};
+use crate::traces::Spans;
 
 /// Batches between the session and the publisher. Few: what waits belongs into the window, which is bounded in bytes.
 const BATCHES: usize = 2;
@@ -33,17 +35,20 @@ const SESSION_END: Duration = Duration::from_secs(10);
 /// Trouble with a server never ends it: one log line per change of state says what to do, readiness turns red, and it is
 /// tried again with back-off.
 ///
+/// `spans`: where the spans of sampled events go, if anywhere.
+///
 /// # Errors
 /// Only what concerns this process itself.
 pub async fn run(
     config: Arc<Config>,
     metrics: Metrics,
     status: Status,
+    spans: Option<Spans>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let (stop_sender, stop) = watch::channel(false);
     let mut relay = Relay {
-        broker: Broker::new(Arc::clone(&config), metrics.clone(), status.clone()),
+        broker: Broker::new(Arc::clone(&config), metrics.clone(), status.clone(), spans),
         config,
         metrics,
         status,
@@ -179,6 +184,7 @@ impl Relay {
         self.metrics.held_keys.set(0);
         self.metrics.forget_dead_letters();
         self.status.update(|status| {
+            status.standing_by = false;
             status.unresolved_events = 0;
             status.unresolved_bytes = 0;
             status.held_keys = 0;
@@ -192,23 +198,28 @@ impl Relay {
     /// One log line per change of state.
     fn report(&mut self, error: &RoundError) {
         let text = error::chain(error);
-        let halted = match error {
-            RoundError::Session(error) => error.halt().is_some(),
-            RoundError::Broker(error) => matches!(error, BrokerError::Halted(_)),
+        let halt = match error {
+            RoundError::Session(error) => error.halt().map(Halt::reason),
+            RoundError::Broker(error) => matches!(error, BrokerError::Halted(_)).then_some("poison"),
         };
-        let role = if halted { Role::Halted } else { Role::Standby };
+        // Trouble with a server decides nothing: a halt ends when a relay carries.
+        let still_halted = halt.is_none() && self.status.snapshot().role == Role::Halted;
+        let role = if halt.is_some() || still_halted { Role::Halted } else { Role::Standby };
         if let RoundError::Session(error) = error
             && let Some(reason) = error.reconnect_reason()
         {
             self.metrics.reconnects.with_label_values(&["postgres", reason]).inc();
         }
         self.metrics.set_role(role);
+        if !still_halted {
+            self.metrics.set_halted(halt);
+        }
         self.status.update(|status| {
             status.role = role;
             status.problem = Some(text.clone());
         });
         if self.trouble.is_news(&text) {
-            if halted {
+            if halt.is_some() {
                 tracing::error!(problem = text, "halted: nothing is published until this is decided");
             } else {
                 tracing::warn!(problem = text, "not carrying; trying again");

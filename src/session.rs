@@ -181,6 +181,7 @@ impl Session {
         self.status.update(|status| {
             status.role = Role::Active;
             status.session_up = true;
+            status.standing_by = false;
             status.relay_epoch = Some(epoch);
             status.problem = None;
         });
@@ -214,7 +215,15 @@ impl Session {
                 waiting = true;
                 tracing::info!(slot = self.config.slot, "another relay carries; standing by");
                 let text = format!("another relay holds slot {}; standing by to take over", self.config.slot);
-                self.status.update(|status| status.problem = Some(text));
+                // A halt that somebody else has got over is one no longer.
+                self.metrics.set_role(Role::Standby);
+                self.metrics.set_halted(None);
+                self.metrics.forget_delivery();
+                self.status.update(|status| {
+                    status.role = Role::Standby;
+                    status.standing_by = true;
+                    status.problem = Some(text);
+                });
             }
             if self.resolved.is_closed() {
                 return Ok(None);
@@ -256,6 +265,7 @@ impl Session {
             builder,
         );
         let mut carrier = Carrier {
+            began: Instant::now(),
             acknowledged: taken.confirmed,
             intended: taken.confirmed,
             received: taken.confirmed,

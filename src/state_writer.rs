@@ -11,7 +11,7 @@ use crate::event::Position;
 use crate::lsn::Lsn;
 use crate::postgres::dead_letters;
 use crate::postgres::sql::Sql;
-use crate::postgres::state::{self, Heartbeat, StateError};
+use crate::postgres::state::{self, Heartbeat, Reading, StateError};
 
 /// Before a write of dead letters that has failed is tried again (a full disk, a lock that is held).
 const AGAIN: Duration = Duration::from_secs(1);
@@ -27,6 +27,7 @@ enum Command {
     Progress { intended: Lsn, acknowledged: Lsn },
     Beat,
     Confirm(Heartbeat),
+    Clock,
 }
 
 /// What became of a write.
@@ -38,6 +39,7 @@ pub enum Written {
     },
     Beat(Result<(), StateError>),
     Confirmed(Result<(), StateError>),
+    Clock(Result<Reading, StateError>),
     /// The dead letters may not be written any more: the session must end.
     Fenced(StateError),
 }
@@ -46,7 +48,7 @@ impl StateWriter {
     /// Every write is fenced by `epoch` (rule R6). Ends when the writer is dropped, and the SQL session with it. What the
     /// publisher wants with the dead letters comes by `registry`.
     pub fn start(sql: Sql, slot: &str, epoch: i64, registry: Registry) -> Self {
-        // Few are ever under way: one progress, one beat, one confirmation, one end.
+        // Few are ever under way: one progress, one beat, one confirmation, one reading, one end.
         let (commands, inbox) = mpsc::channel(8);
         let (outbox, written) = mpsc::channel(8);
         let writer = Writer { sql, slot: slot.to_owned(), epoch, answers: registry.answers, said: false };
@@ -70,6 +72,11 @@ impl StateWriter {
     /// Asks for a heartbeat to be recorded as delivered. A lost one is made good by the next.
     pub fn confirm(&mut self, heartbeat: Heartbeat) {
         self.commands.try_send(Command::Confirm(heartbeat)).ok();
+    }
+
+    /// Asks how far the WAL is, and what time it is there. A lost one is made good by the next.
+    pub fn read_clock(&mut self) {
+        self.commands.try_send(Command::Clock).ok();
     }
 
     /// The next result. Cancel-safe. Never resolves once the task is gone: the end of the SQL session is told elsewhere.
@@ -161,6 +168,7 @@ impl Writer {
                 let Heartbeat { no, snapshot, .. } = heartbeat;
                 Written::Confirmed(state::confirm_heartbeat(client, slot, self.epoch, no, &snapshot).await)
             }
+            Command::Clock => Written::Clock(state::read_clock(client).await),
         }
     }
 

@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub publication: String,
     /// The replication stream is open and this relay holds the slot.
     pub session_up: bool,
+    /// Another relay holds the slot; this one waits with both servers at hand, and takes over when it is gone.
+    pub standing_by: bool,
     /// The publishing connection is open.
     pub broker_up: bool,
     /// The broker has sent `connection.blocked`, with its reason.
@@ -42,7 +44,67 @@ pub struct Snapshot {
     pub most_delayed: Option<DelayedKey>,
     /// Seconds; see the metric of the same name. `None` before the first session.
     pub delivery_lag_seconds: Option<f64>,
+    /// The slot as the database showed it last; `None` before the first sample, or when there is no such slot.
+    pub slot_state: Option<SlotState>,
+    /// The watched queues of the consumers, by name.
+    pub queues: Vec<Queue>,
+    /// The consumers' dead-letter queues, by name.
+    pub dead_letter_queues: Vec<DeadLetterQueue>,
+    /// How old what the samplers show is. Filled in when it is asked for.
+    pub samples: Vec<Samples>,
     pub stopping: bool,
+}
+
+/// The slot, as the database shows it. What it does not know is absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SlotState {
+    pub active: bool,
+    pub confirmed_lag_bytes: Option<i64>,
+    pub retained_bytes: Option<i64>,
+    /// Absent while `max_slot_wal_keep_size` is unlimited.
+    pub safe_wal_bytes: Option<i64>,
+    pub wal_status: Option<String>,
+    /// In transactions.
+    pub catalog_xmin_age: Option<i64>,
+    /// Since the server's statistics were reset.
+    pub spill_bytes: Option<i64>,
+    /// What keeps the restart LSN, and with it WAL, back: the oldest transactions of the cluster. Empty unless the slot retains
+    /// much more than it has not confirmed.
+    pub restart_held_by: Vec<Holder>,
+}
+
+/// A transaction that is open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Holder {
+    /// `None`: a prepared transaction has no process.
+    pub pid: Option<i32>,
+    pub xid: String,
+    /// Who and since when, and how to end it.
+    pub description: String,
+}
+
+/// A queue of the consumers. What is not known is absent; see the metrics of the same names.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Queue {
+    pub vhost: String,
+    pub queue: String,
+    pub ready: Option<u64>,
+    pub unacked: Option<u64>,
+    pub consumers: Option<u64>,
+    pub lag_seconds: Option<f64>,
+    pub lag_is_lower_bound: bool,
+    pub objective_seconds: Option<f64>,
+    pub stalled_seconds: Option<f64>,
+    pub stream_lag_messages: Option<u64>,
+}
+
+/// A dead-letter queue of the consumers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct DeadLetterQueue {
+    pub vhost: String,
+    pub queue: String,
+    pub messages: u64,
+    pub nonempty_seconds: f64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -98,6 +160,16 @@ pub struct FailingWay {
     pub error: String,
 }
 
+/// A sampler that has taken a sample, or failed to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Samples {
+    /// One of [`crate::metrics::SAMPLERS`].
+    pub target: &'static str,
+    /// Seconds since the last one; `None`: all attempts of this process have failed.
+    pub age_seconds: Option<f64>,
+    pub errors: u64,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DelayedKey {
     pub key: String,
@@ -130,14 +202,35 @@ impl Status {
 }
 
 impl Snapshot {
-    /// Whether `/ready` is green: it carries, the broker takes what it publishes, and nothing keeps it
-    /// from reading.
+    /// Whether `/ready` is green: it carries, or it stands by and is able to take over.
     pub fn ready(&self) -> bool {
-        self.role == Role::Active
-            && self.session_up
-            && self.broker_up
-            && self.broker_blocked.is_none()
-            && self.dead_letters.stalled.is_none()
-            && !self.stopping
+        self.carrying() || (self.standing_by && self.unhindered())
+    }
+
+    /// This relay has the slot, WAL flows, the broker takes what is published, and nothing keeps it from reading.
+    pub fn carrying(&self) -> bool {
+        self.role == Role::Active && self.session_up && self.unhindered()
+    }
+
+    fn unhindered(&self) -> bool {
+        self.broker_up && self.broker_blocked.is_none() && self.dead_letters.stalled.is_none() && !self.stopping
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standby_is_ready_while_it_could_take_over() {
+        let mut standby = Snapshot { standing_by: true, broker_up: true, ..Snapshot::default() };
+        assert!(standby.ready() && !standby.carrying());
+        standby.broker_blocked = Some("low on memory".to_owned());
+        assert!(!standby.ready(), "it could publish nothing");
+        standby.broker_blocked = None;
+        standby.broker_up = false;
+        assert!(!standby.ready());
+        let connecting = Snapshot { broker_up: true, ..Snapshot::default() };
+        assert!(!connecting.ready(), "nothing is known of the slot yet");
     }
 }

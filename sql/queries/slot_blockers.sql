@@ -1,7 +1,10 @@
 -- name: slot_blockers
--- What the making of a slot waits for: every transaction of the cluster that had an xid when it began.
+-- Transactions of the cluster that have an xid, the oldest first: the making of a slot waits for them, and the restart LSN of one
+-- that exists does not pass them.
 -- From pg_locks, because pg_stat_activity hides backend_xid of other users' sessions from a role without pg_monitor.
 select
+    l.pid,
+    l.transactionid::text as xid,
     case
         when p.gid is not null then
             pg_catalog.format('prepared transaction %L in database %s, prepared %s (commit prepared or rollback prepared)',

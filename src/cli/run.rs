@@ -13,9 +13,11 @@ use crate::lag;
 use crate::metrics::Metrics;
 use crate::relay;
 use crate::status::Status;
+use crate::traces::export;
 
-/// What a stopping relay may take beyond `limits.drain_timeout`: to acknowledge, and to close its connections.
-const REST: Duration = Duration::from_secs(4);
+/// What a stopping relay may take beyond `limits.drain_timeout`: to acknowledge, to close its connections, and to export its
+/// last spans.
+const REST: Duration = Duration::from_secs(4).saturating_add(export::FLUSH);
 /// Of a process that was told twice to end.
 const EXIT_AT_ONCE: i32 = 1;
 
@@ -36,17 +38,20 @@ pub async fn run(config: Config) -> Result<(), Error> {
         "postrider starts"
     );
     let (stop, stopped) = tokio::sync::oneshot::channel();
-    let relay = relay::run(Arc::clone(&config), metrics.clone(), status.clone(), async {
+    let (spans, exporting) = export::start(&config.slot, &metrics.spans_dropped).unzip();
+    let relay = relay::run(Arc::clone(&config), metrics.clone(), status.clone(), spans, async {
         // A sender that is gone means the same.
         stopped.await.ok();
     });
-    let beside = async {
-        tokio::join!(
-            admin::serve(listener, metrics.clone(), status.clone()),
-            lag::sample_slot(&config, &metrics),
-            lag::sample_queues(&config, &metrics),
-        )
+    let relay = async {
+        let result = relay.await;
+        if let Some(exporting) = exporting {
+            exporting.flush().await;
+        }
+        result
     };
+    let beside = admin::serve(listener, metrics.clone(), status.clone());
+    start_samplers(Arc::clone(&config), metrics.clone(), status)?;
     let ending = async {
         let name = signals.next().await;
         info!(signal = name, "stopping: waits for what is on the wire; a second signal ends it at once");
@@ -62,9 +67,23 @@ pub async fn run(config: Config) -> Result<(), Error> {
 
     tokio::select! {
         result = relay => result,
-        _ = beside => Ok(()),
+        () = beside => Ok(()),
         () = ending => std::process::exit(EXIT_AT_ONCE),
     }
+}
+
+/// They have a thread of their own: to read a large answer of the management API takes time, and nothing of the relay may wait for
+/// it. It ends with the process.
+fn start_samplers(config: Arc<Config>, metrics: Metrics, status: Status) -> Result<(), Error> {
+    let started = |source| Error::Io { doing: "start the samplers", source };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(started)?;
+    let sample = move || {
+        runtime.block_on(async {
+            tokio::join!(lag::sample_slot(&config, &metrics, &status), lag::sample_queues(&config, &metrics, &status),)
+        });
+    };
+    std::thread::Builder::new().name("postrider-lag".to_owned()).spawn(sample).map_err(started)?;
+    Ok(())
 }
 
 struct Signals {

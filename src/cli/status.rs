@@ -1,6 +1,10 @@
 //! `postrider status`: asks the admin listener of a running relay.
+//!
+//! Exit codes are for scripts: see `Verdict`.
 
-use std::fmt::Write;
+mod describe;
+
+use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,12 +12,24 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::Value;
 
+use super::text::harmless;
 use crate::config::Config;
 use crate::http::{self, Answer, HttpError};
 
+use describe::{Verdict, describe};
+
 const DEADLINE: Duration = Duration::from_secs(5);
+/// Puts the cursor home and clears what is below (ECMA-48: CUP, ED).
+const CLEAR: &str = "\x1b[H\x1b[J";
+
+/// It carries, or could, but something wants a person. 2 is clap's.
+const EXIT_ATTENTION: u8 = 3;
 
 #[derive(Args, Debug)]
+#[command(
+    after_help = "Exit codes: 0 carrying events or standing by, and nothing waits for a person; 1 not ready, or no answer; \
+3 ready, but something waits for a person: the verdict says what."
+)]
 pub struct StatusArgs {
     /// Where the relay's admin listener is [default: what admin_listen says]
     #[arg(long, value_name = "URL")]
@@ -21,9 +37,20 @@ pub struct StatusArgs {
     /// Only say whether it is ready (exit 0) or not (exit 1): for health checks
     #[arg(long)]
     pub ready: bool,
-    /// Print /status as it is
+    /// Print /status as it is; with --watch one line each time
     #[arg(long, conflicts_with = "ready")]
     pub json: bool,
+    /// Show it again and again until ctrl-c, with this pause
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        default_missing_value = "2",
+        require_equals = true,
+        value_parser = clap::value_parser!(u64).range(1..=3600),
+        conflicts_with = "ready"
+    )]
+    pub watch: Option<u64>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -38,29 +65,54 @@ pub enum StatusError {
     Print(#[from] std::io::Error),
 }
 
-/// 0 if it is ready, 1 if it is not; without `--ready`, 0 if it answers.
+/// Says how the relay is, and gives the exit code of its verdict. With `--ready`: 0 if it is ready, 1 if it is not.
 pub async fn run(args: &StatusArgs, config: &Config) -> Result<ExitCode, StatusError> {
     let (host, port) = match &args.url {
         Some(url) => place(url)?,
         None => (reachable(config.admin_listen.ip()).to_string(), config.admin_listen.port()),
     };
-    let path = if args.ready { "/ready" } else { "/status" };
-    let answer = http::get(&host, port, path, DEADLINE).await.map_err(|source| StatusError::NoAnswer { source })?;
+    let ask = async |path: &str| {
+        http::get(&host, port, path, DEADLINE).await.map_err(|source| StatusError::NoAnswer { source })
+    };
     if args.ready {
+        let answer = ask("/ready").await?;
         super::print(&format!("{answer}\n"))?;
         return Ok(if answer.status == 200 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
+    if let Some(seconds) = args.watch {
+        let clear = if std::io::stdout().is_terminal() && !args.json { CLEAR } else { "" };
+        loop {
+            let text = match ask("/status").await.and_then(|answer| parsed(&answer)) {
+                Ok(snapshot) if args.json => format!("{snapshot}\n"),
+                Ok(snapshot) => describe(&snapshot).1,
+                // It may be starting again: that is what somebody watches. Programs read standard output.
+                Err(error @ (StatusError::NoAnswer { .. } | StatusError::Stranger { .. })) if args.json => {
+                    eprintln!("postrider: {error}");
+                    String::new()
+                }
+                Err(error @ (StatusError::NoAnswer { .. } | StatusError::Stranger { .. })) => format!("{error}\n"),
+                Err(error) => return Err(error),
+            };
+            super::print(&format!("{clear}{text}"))?;
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+        }
+    }
+    let answer = ask("/status").await?;
     let snapshot = parsed(&answer)?;
-    let text = if args.json { format!("{answer}\n") } else { describe(&snapshot) };
-    super::print(&text)?;
-    Ok(ExitCode::SUCCESS)
+    let (verdict, text) = describe(&snapshot);
+    super::print(&if args.json { format!("{answer}\n") } else { text })?;
+    Ok(match verdict {
+        Verdict::Well => ExitCode::SUCCESS,
+        Verdict::NotReady => ExitCode::FAILURE,
+        Verdict::Attention => ExitCode::from(EXIT_ATTENTION),
+    })
 }
 
 fn parsed(answer: &Answer) -> Result<Value, StatusError> {
     let snapshot: Option<Value> = serde_json::from_slice(&answer.body).ok();
     let known = |value: &Value| value.get("role").is_some() && value.get("slot").is_some();
     snapshot.filter(|value| answer.status == 200 && known(value)).ok_or_else(|| {
-        let body = answer.to_string().chars().take(200).collect();
+        let body = harmless(&answer.to_string().chars().take(200).collect::<String>(), &[]);
         StatusError::Stranger { status: answer.status, body }
     })
 }
@@ -90,80 +142,11 @@ fn place(url: &str) -> Result<(String, u16), StatusError> {
     }
 }
 
-/// The snapshot for a person. A verdict first; what is empty is left out.
-fn describe(snapshot: &Value) -> String {
-    let text = |key: &str| snapshot.get(key).and_then(Value::as_str);
-    let flag = |key: &str| snapshot.get(key).and_then(Value::as_bool).unwrap_or(false);
-    let number = |key: &str| snapshot.get(key).and_then(Value::as_u64).unwrap_or(0);
-    let mut lines = String::new();
-    let mut line = |name: &str, value: String| {
-        // Writing to a String cannot fail.
-        writeln!(lines, "{name:<14}{value}").ok();
-    };
-
-    let carrying =
-        text("role") == Some("active") && flag("session_up") && flag("broker_up") && text("broker_blocked").is_none();
-    let verdict = match (flag("stopping"), text("problem"), carrying) {
-        (true, ..) => "stopping".to_owned(),
-        (_, Some(problem), _) => problem.to_owned(),
-        (_, None, true) => "carrying events".to_owned(),
-        (_, None, false) => "not carrying yet".to_owned(),
-    };
-    line("verdict", verdict);
-    line("role", text("role").unwrap_or("unknown").to_owned());
-    line("slot", format!("{} (publication {})", text("slot").unwrap_or(""), text("publication").unwrap_or("")));
-    let up = |up: bool| if up { "connected" } else { "not connected" };
-    line("postgresql", up(flag("session_up")).to_owned());
-    line(
-        "rabbitmq",
-        match text("broker_blocked") {
-            Some(reason) => format!("blocks publishing: {reason}"),
-            None => up(flag("broker_up")).to_owned(),
-        },
-    );
-    if let Some(lag) = snapshot.get("delivery_lag_seconds").and_then(Value::as_f64) {
-        line("lag", format!("{lag:.1} s"));
-    }
-    line("unresolved", format!("{} events, {} bytes", number("unresolved_events"), number("unresolved_bytes")));
-    line("held keys", number("held_keys").to_string());
-    if let Some(key) = snapshot.get("most_delayed").filter(|key| key.is_object()) {
-        let field = |name: &str| key.get(name).and_then(Value::as_str).unwrap_or("");
-        let seconds = key.get("seconds").and_then(Value::as_f64).unwrap_or(0.0);
-        line("most delayed", format!("{} for {seconds:.1} s: {}", field("key"), field("reason")));
-    }
-    for exchange in snapshot.get("failing_exchanges").and_then(Value::as_array).into_iter().flatten() {
-        let field = |name: &str| exchange.get(name).and_then(Value::as_str).unwrap_or("");
-        line("failing", format!("exchange {}: {}", field("exchange"), field("error")));
-    }
-    if let Some(dead) = snapshot.get("dead_letters").filter(|dead| dead.get("waiting").is_some_and(|count| *count != 0))
-    {
-        let number = |name: &str| dead.get(name).and_then(Value::as_u64).unwrap_or(0);
-        let reasons = dead.get("by_reason").and_then(Value::as_object).into_iter().flatten();
-        let reasons: Vec<String> = reasons.map(|(reason, count)| format!("{reason} {count}")).collect();
-        let oldest = dead.get("oldest_seconds").and_then(Value::as_f64).unwrap_or(0.0);
-        line(
-            "dead letters",
-            format!("{} of {} keys, oldest {oldest:.0} s: {}", number("waiting"), number("keys"), reasons.join(", ")),
-        );
-        for way in dead.get("failing").and_then(Value::as_array).into_iter().flatten() {
-            let field = |name: &str| way.get(name).and_then(Value::as_str).unwrap_or("");
-            line("failing", format!("{} {}: {}", field("exchange"), field("routing_key"), field("error")));
-        }
-        if let Some(bound) = dead.get("stalled").and_then(Value::as_str) {
-            line("stalled", format!("nothing is read: the dead letters have reached {bound} (postrider dlq list)"));
-        }
-    }
-    if let Some(lsn) = text("acknowledged_lsn") {
-        line("acknowledged", format!("{lsn} (received {})", text("received_lsn").unwrap_or("nothing")));
-    }
-    lines
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::metrics::Metrics;
-    use crate::status::{DelayedKey, Role, Status};
+    use crate::status::{Role, Status};
 
     fn config(address: SocketAddr) -> Config {
         let listen = ("POSTRIDER_ADMIN_LISTEN".to_owned(), address.to_string());
@@ -176,14 +159,15 @@ mod tests {
         let config = config(listener.local_addr().unwrap());
         let status = Status::new("postrider", "postrider");
         tokio::spawn(crate::admin::serve(listener, Metrics::new("postrider", &[]).unwrap(), status.clone()));
-        let args = StatusArgs { url: None, ready: true, json: false };
+        let args = StatusArgs { url: None, ready: true, json: false, watch: None };
         let ready = async || format!("{:?}", run(&args, &config).await.unwrap());
         assert_eq!(ready().await, format!("{:?}", ExitCode::FAILURE));
         status.update(|snapshot| {
             (snapshot.role, snapshot.session_up, snapshot.broker_up) = (Role::Active, true, true);
         });
         assert_eq!(ready().await, format!("{:?}", ExitCode::SUCCESS));
-        let url = StatusArgs { url: Some(format!("http://{}/", config.admin_listen)), ready: false, json: true };
+        let url =
+            StatusArgs { url: Some(format!("http://{}/", config.admin_listen)), ready: false, json: true, watch: None };
         assert!(run(&url, &config).await.is_ok());
     }
 
@@ -192,7 +176,7 @@ mod tests {
         let listener = crate::admin::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let config = config(listener.local_addr().unwrap());
         drop(listener);
-        let args = StatusArgs { url: None, ready: false, json: false };
+        let args = StatusArgs { url: None, ready: false, json: false, watch: None };
         let error = run(&args, &config).await.unwrap_err().to_string();
         assert!(error.contains("cannot connect to 127.0.0.1:") && error.contains("admin_listen"), "{error}");
     }
@@ -204,41 +188,5 @@ mod tests {
         assert_eq!(place("http://[::1]:9750").unwrap(), ("::1".to_owned(), 9750));
         assert_eq!(place("http://relay:9750/").unwrap(), ("relay".to_owned(), 9750));
         assert!(place("https://relay").is_err() && place("relay").is_err());
-    }
-
-    #[test]
-    fn what_is_wrong_stands_first_and_what_is_empty_is_left_out() {
-        let status = Status::new("shop", "postrider");
-        status.update(|snapshot| {
-            snapshot.role = Role::Active;
-            snapshot.session_up = true;
-            snapshot.problem = Some("exchange `events` does not exist".to_owned());
-            snapshot.unresolved_events = 3;
-            snapshot.held_keys = 1;
-            snapshot.most_delayed =
-                Some(DelayedKey { key: "order/42".to_owned(), seconds: 12.25, reason: "returned".to_owned() });
-            snapshot.delivery_lag_seconds = Some(12.5);
-        });
-        status.update(|snapshot| {
-            snapshot.dead_letters.waiting = 3;
-            snapshot.dead_letters.keys = 2;
-            snapshot.dead_letters.oldest_seconds = Some(61.5);
-            snapshot.dead_letters.by_reason = [("behind", 1), ("unroutable", 2)].into();
-            snapshot.dead_letters.stalled = Some("max_parked");
-        });
-        let text = describe(&serde_json::to_value(status.snapshot()).unwrap());
-        insta::assert_snapshot!(text, @r#"
-verdict       exchange `events` does not exist
-role          active
-slot          shop (publication postrider)
-postgresql    connected
-rabbitmq      not connected
-lag           12.5 s
-unresolved    3 events, 0 bytes
-held keys     1
-most delayed  order/42 for 12.2 s: returned
-dead letters  3 of 2 keys, oldest 62 s: behind 1, unroutable 2
-stalled       nothing is read: the dead letters have reached max_parked (postrider dlq list)
-"#);
     }
 }

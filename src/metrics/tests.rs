@@ -1,3 +1,7 @@
+mod dashboard;
+mod manifest;
+mod promql;
+
 use super::*;
 
 /// Metrics of which every series is exported.
@@ -11,13 +15,25 @@ fn complete() -> Metrics {
         &metrics.slot_confirmed_lag_bytes,
         &metrics.slot_retained_bytes,
         &metrics.slot_safe_wal_bytes,
+        &metrics.slot_catalog_xmin_age,
     ] {
         gauge.get();
     }
     metrics.set_slot_wal_status("reserved");
-    metrics.queue_messages_ready.with_label_values(&["/", "billing"]);
-    metrics.queue_consumers.with_label_values(&["/", "billing"]);
-    metrics.sampler_last_success.with_label_values(&["slot"]);
+    metrics.heartbeat_passed();
+    let sample = QueueSample {
+        ready: Some(1),
+        unacked: Some(1),
+        consumers: Some(1),
+        lag_seconds: Some(1.0),
+        objective_seconds: Some(30.0),
+        stalled_seconds: Some(0.0),
+        stream_lag_messages: Some(1),
+        ..QueueSample::default()
+    };
+    metrics.queues.show("/", "billing", &sample);
+    metrics.queues.show_dead_letter_queue("/", "billing.dlq", Some(DeadLetterQueueSample::default()));
+    metrics.sampled("slot");
     metrics.set_delivered_up_to(SystemTime::now(), SystemTime::now(), SystemTime::now());
     metrics.set_dead_letters([(Reason::Behind, "default", 1)].into_iter());
     metrics.set_oldest_dead_letter(Some(SystemTime::now()));
@@ -67,4 +83,21 @@ fn a_sampled_gauge_appears_with_its_first_sample() {
     assert!(metrics.render().unwrap().contains("postrider_slot_active{slot=\"postrider\"} 0\n"));
     metrics.slot_active.clear();
     assert!(!metrics.render().unwrap().contains("postrider_slot_active"));
+}
+
+/// For `promtool check metrics` in scripts/lint.
+#[test]
+fn a_whole_exposition_is_written_for_promtool() {
+    let target = concat!(env!("CARGO_MANIFEST_DIR"), "/target");
+    std::fs::create_dir_all(target).unwrap();
+    std::fs::write(format!("{target}/exposition.prom"), complete().render().unwrap()).unwrap();
+}
+
+#[test]
+fn the_process_says_when_it_started() {
+    let text = complete().render().unwrap();
+    let line = text.lines().find(|line| line.starts_with("process_start_time_seconds{slot=\"postrider\"} "));
+    let started: f64 = line.unwrap().rsplit_once(' ').unwrap().1.parse().unwrap();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!((now - 3600.0..=now + 1.0).contains(&started), "{started} {now}");
 }

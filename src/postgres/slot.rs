@@ -127,6 +127,21 @@ pub enum Halt {
     SourceRewound { slot: String, flushed: Lsn, acknowledged: Lsn },
 }
 
+impl Halt {
+    /// For `postrider_halted`: one of [`crate::metrics::HALTS`].
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Halt::SlotMissing { .. } => "slot_missing",
+            Halt::UnknownSlot { .. } => "unknown_slot",
+            Halt::SourceChanged { .. } => "source_changed",
+            Halt::SlotAdvanced { .. } => "slot_advanced",
+            Halt::SlotLost { .. } => "slot_lost",
+            Halt::WrongSlot { .. } => "wrong_slot",
+            Halt::SourceRewound { .. } => "source_rewound",
+        }
+    }
+}
+
 /// The slot as `pg_replication_slots` shows it.
 #[derive(Debug)]
 struct SlotRow {

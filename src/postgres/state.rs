@@ -4,7 +4,7 @@
 //! cancelled leaves no transaction open. Every write of a relay that carries checks its epoch in that transaction; one that
 //! does not find its own is [`StateError::Fenced`], and the session must end. Sessions run at `read committed`.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::PgLsn;
@@ -302,6 +302,29 @@ pub async fn beat(client: &Client, slot: &str, epoch: i64) -> Result<HeartbeatNo
     });
     let number = number.ok_or_else(|| fenced(slot, epoch))?;
     number.parse().map_err(|_| StateError::Damaged("a heartbeat number that is none"))
+}
+
+/// How far the WAL was at a time of the server's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Everything that could be seen as committed at `at` lies before it, except what was committed with
+    /// `synchronous_commit = off` a moment before (`wal_writer_delay`, 200 ms).
+    pub flushed: Lsn,
+    pub at: SystemTime,
+    /// Our time just before it was asked for: a lag that is counted from the two is never too small.
+    pub asked: SystemTime,
+}
+
+pub async fn read_clock(client: &Client) -> Result<Reading, StateError> {
+    let asked = SystemTime::now();
+    let row = client
+        .query_one(include_str!("../../sql/queries/clock.sql"), &[])
+        .await
+        .map_err(StateError::during("ask how far the WAL is"))?;
+    let flushed: PgLsn = row.get("flushed");
+    let micros: i64 = row.get("unix_micros");
+    let micros = u64::try_from(micros).map_err(|_| StateError::Damaged("a clock before 1970"))?;
+    Ok(Reading { flushed: Lsn(u64::from(flushed)), at: SystemTime::UNIX_EPOCH + Duration::from_micros(micros), asked })
 }
 
 /// Records that heartbeat `no`, which carried `snapshot`, came back with everything before it delivered or parked.

@@ -18,7 +18,9 @@ use crate::status::Status;
 /// which is WAL itself: without a step, an idle database would never come to rest.
 const IDLE_STEP_BYTES: u64 = 1024 * 1024;
 /// From the last acknowledgement to the end of the connection, at most, when stopping.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_WORDS: Duration = Duration::from_secs(3);
+/// A session that has lasted this long has not met again what the one before halted at.
+const NOT_HALTED: Duration = Duration::from_secs(3);
 /// In whatever language the server speaks: object_not_in_prerequisite_state, with which pgoutput of PostgreSQL 18 warns that it
 /// goes on without a publication.
 const PUBLICATION_SKIPPED: &str = "(SQLSTATE 55000)";
@@ -28,6 +30,7 @@ pub(super) struct Carrier {
     pub(super) stream: ReplicationStream,
     pub(super) pipeline: Pipeline,
     pub(super) writer: StateWriter,
+    pub(super) began: Instant,
     /// What the last status update said.
     pub(super) acknowledged: Lsn,
     /// The highest position that the record allows to be acknowledged.
@@ -43,7 +46,8 @@ pub(super) struct Carrier {
     pub(super) beats_fail: bool,
     /// How far the WAL was at the last heartbeat.
     pub(super) beaten_at: Lsn,
-    /// One instant on two clocks, PostgreSQL's and ours: lag is counted by PostgreSQL's.
+    /// One instant on two clocks, PostgreSQL's and ours: lag is counted by PostgreSQL's. From the answer to a question: a frame may have
+    /// waited in a buffer for as long as nothing was read, and stands in only until there is one.
     pub(super) clock: Option<(SystemTime, SystemTime)>,
     /// The record could not be written; said once until it can be again.
     pub(super) unrecorded: bool,
@@ -76,7 +80,7 @@ impl Carrier {
             match frame {
                 Frame::Data { start, end, server_time, data } => {
                     self.received = self.received.max(end);
-                    self.clock = Some((server_time, now));
+                    self.clock.get_or_insert((server_time, now));
                     match self.pipeline.data(start, data, &mut events)? {
                         Seen::Change(op) if op == changes.0 => changes.1 += 1,
                         Seen::Change(op) => count(std::mem::replace(&mut changes, (op, 1))),
@@ -90,8 +94,8 @@ impl Carrier {
                 }
                 Frame::Keepalive { wal_end, server_time, reply_requested } => {
                     self.received = self.received.max(wal_end);
-                    self.clock = Some((server_time, now));
-                    self.pipeline.progress_mut().keepalive(wal_end, server_time);
+                    self.clock.get_or_insert((server_time, now));
+                    self.pipeline.progress_mut().keepalive(wal_end);
                     answer |= reply_requested;
                 }
                 // PostgreSQL 18 goes on without the publication and only says so: events would be lost in silence.
@@ -126,6 +130,7 @@ impl Carrier {
     pub(super) async fn feedback(&mut self, ping: bool) -> Result<(), SessionError> {
         if ping {
             self.send_status(true).await?;
+            self.writer.read_clock();
         }
         let reached = self.pipeline.progress().acknowledged();
         // Events and heartbeats are acknowledged at once, other WAL in steps.
@@ -135,7 +140,11 @@ impl Carrier {
                 self.own_progress = false;
             }
         }
+        if self.began.elapsed() > NOT_HALTED {
+            self.metrics.set_halted(None);
+        }
         if let Some(heartbeat) = self.pipeline.passed_heartbeats().last() {
+            self.metrics.heartbeat_passed();
             self.writer.confirm(heartbeat);
         }
         self.beat_if_due();
@@ -178,6 +187,17 @@ impl Carrier {
                 self.send_status(false).await?;
             }
             Written::Fenced(error) => return Err(error.into()),
+            Written::Clock(Ok(reading)) => {
+                self.clock = Some((reading.at, reading.asked));
+                self.pipeline.progress_mut().reading(reading.flushed, reading.at);
+                // Its answer shows how far the walsender is by then.
+                self.send_status(true).await?;
+                self.note_progress();
+            }
+            // Without it the lag is counted from the last commit; that this connection fails is told elsewhere.
+            Written::Clock(Err(error)) => {
+                tracing::debug!(error = %error::chain(&error), "cannot ask PostgreSQL how far its WAL is");
+            }
             Written::Beat(Ok(())) | Written::Confirmed(Ok(())) => self.beats_fail = false,
             Written::Beat(Err(error)) | Written::Confirmed(Err(error)) => {
                 if error.session_is_gone() || matches!(error, StateError::Fenced { .. }) {
