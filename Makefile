@@ -23,7 +23,7 @@ bench: ## The relay beside its baselines (ROWS=, RUNS=, QUICK=1; ARGS='1-row lat
 	@ROWS='$(ROWS)' RUNS='$(RUNS)' QUICK='$(QUICK)' scripts/bench $(ARGS)
 
 .PHONY: lint
-lint: ## Format, clippy, documentation, licences, shell scripts
+lint: ## Format, clippy, documentation, licences, alerts, shell scripts
 	@scripts/lint
 
 .PHONY: build
