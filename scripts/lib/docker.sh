@@ -25,6 +25,13 @@ docker_create_rabbitmq() {
     cp -p enabled_plugins /etc/rabbitmq/ && cd / && exec docker-entrypoint.sh "$@"' rabbitmq-server
 }
 
+# Its own user owns nothing of this, and need not: it reads, and writes into its own directory.
+docker_create_prometheus() {
+  docker create --name "$(container)" --label "postrider.servers=$root" --network host "$prometheus_image" \
+    --config.file=/etc/postrider/prometheus.yml --storage.tsdb.path=/prometheus --web.listen-address="127.0.0.1:$port" >/dev/null &&
+    docker cp -q "$conf/." "$(container):/etc/postrider" >/dev/null
+}
+
 # IMAGE PRELUDE COMMAND...: files reach the container by docker cp, which works with a remote engine too, and belong to root; a
 # server refuses a key that others own: the prelude gives them to it before the image's own entry point runs.
 docker_create() {

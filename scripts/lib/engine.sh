@@ -8,9 +8,13 @@ locked() {
   (flock 9 && "$@") 9>"$state/.lock"
 }
 
-# Sets `engine`; says which and why unless the caller decided.
+# [KIND]: sets `engine`; says which and why unless the caller decided.
 choose_engine() {
   local why
+  if [ "${1:-}" = prometheus ]; then
+    choose_engine_of_prometheus
+    return
+  fi
   case ${POSTRIDER_TEST_ENGINE:-} in
     docker)
       engine=docker
@@ -31,12 +35,27 @@ choose_engine() {
   [ "$engine" = docker ] || locked local_packages || exit 1
 }
 
-# Fails and prints the reason if Docker can't start the servers; pulls the images if it can.
+# The tests' servers may come from images although there is none of Prometheus; the network of a machine is Linux's to share.
+choose_engine_of_prometheus() {
+  local why
+  if [ "${POSTRIDER_TEST_ENGINE:-}" = local ]; then
+    engine=local
+  elif [ "$(uname)" = Linux ] && why=$(locked docker_lacks "$prometheus_image"); then
+    engine=docker
+  else
+    engine=local
+    say "Prometheus comes from the distribution's packages: ${why:-this is not Linux}"
+  fi
+  [ "$engine" = docker ] || command -v prometheus >/dev/null || locked install_packages prometheus || exit 1
+}
+
+# [IMAGE...]: fails and prints the reason if Docker can't start the servers; pulls the images if it can.
 docker_lacks() {
   local image
+  [ $# -gt 0 ] || set -- "$postgres_image" "$rabbitmq_image"
   command -v docker >/dev/null || { echo "there is no docker command"; return 1; }
   timeout 10 docker version --format '{{.Server.Version}}' >/dev/null 2>&1 || { echo "no Docker engine answers"; return 1; }
-  for image in "$postgres_image" "$rabbitmq_image"; do
+  for image in "$@"; do
     docker image inspect "$image" >/dev/null 2>&1 || docker_pull "$image" || return 1
   done
 }

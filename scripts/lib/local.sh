@@ -72,6 +72,10 @@ local_create_rabbitmq() {
   (umask 277 && od -An -N 16 -tx1 /dev/urandom | tr -d ' \n' >"$private/home/.erlang.cookie")
 }
 
+local_create_prometheus() {
+  install -d -m 755 "$private" && mkdir -p "$private/etc" && cp -R "$conf/." "$private/etc/"
+}
+
 # Sets `rabbitmq`: every path and port that a broker of the system would otherwise share ("Supported environment variables" in
 # RabbitMQ's configuration guide). RUNNING_UNDER_SYSTEMD makes the start script exec the VM, so that its pid is the broker's.
 rabbitmq_environment() {
@@ -85,19 +89,30 @@ rabbitmq_environment() {
 }
 
 local_launch() {
-  if [ "$kind" = postgres ]; then
-    # What a killed postmaster leaves; its pid may still be there as a zombie, and postgres would take it for a running one.
-    rm -f "$private/data/postmaster.pid"
-    as_server "$(postgres_programs)/pg_ctl" -D "$private/data" -l "$private/log" -w -t "$start_timeout" start >/dev/null </dev/null
-  else
-    local rabbitmq
-    rabbitmq_environment
-    # A session of its own: ctrl-c at the terminal must not reach it.
-    setsid "${rabbitmq[@]}" "$(rabbitmq_programs)/rabbitmq-server" >>"$private/log" 2>&1 </dev/null &
-    printf '%s\n' "$!" >"$private/pid"
-    # Until it has become the broker it is a copy of this shell, which main_process would not know.
-    until local_running || ! lives "$!"; do sleep 0.05; done
-  fi
+  case $kind in
+    postgres)
+      # What a killed postmaster leaves; its pid may still be there as a zombie, and postgres would take it for a running one.
+      rm -f "$private/data/postmaster.pid"
+      as_server "$(postgres_programs)/pg_ctl" -D "$private/data" -l "$private/log" -w -t "$start_timeout" start >/dev/null </dev/null
+      ;;
+    rabbitmq)
+      local rabbitmq
+      rabbitmq_environment
+      local_detached "${rabbitmq[@]}" "$(rabbitmq_programs)/rabbitmq-server"
+      ;;
+    prometheus)
+      local_detached prometheus --config.file="$private/etc/prometheus.yml" --storage.tsdb.path="$private/data" \
+        --web.listen-address="127.0.0.1:$port"
+      ;;
+  esac
+}
+
+# A session of its own: ctrl-c at the terminal must not reach it.
+local_detached() {
+  setsid "$@" >>"$private/log" 2>&1 </dev/null &
+  printf '%s\n' "$!" >"$private/pid"
+  # Until it has become the server it is a copy of this shell, which main_process would not know.
+  until local_running || ! lives "$!"; do sleep 0.05; done
 }
 
 # The pid of the server, if it runs: a pid that now belongs to somebody else doesn't know our directory.
@@ -160,7 +175,7 @@ local_remove() {
     # Killed outright PostgreSQL would leave its shared memory behind.
     { [ "$kind" = postgres ] && local_stop QUIT 5; } || local_stop KILL 5 || say "$kind $name does not end"
   fi
-  [ "$kind" = postgres ] || end_epmd
+  [ "$kind" != rabbitmq ] || end_epmd
   rm -rf "${private:?}"
 }
 

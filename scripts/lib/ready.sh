@@ -81,3 +81,10 @@ rabbitmq_answers() {
     printf "GET /api/health/checks/virtual-hosts HTTP/1.1\r\nHost: localhost\r\nAuthorization: Basic Z3Vlc3Q6Z3Vlc3Q=\r\nConnection: close\r\n\r\n" >&3 &&
     head -n 1 <&3' "$management_port" 2>/dev/null | grep -q ' 200 '
 }
+
+# It has read its rules and replayed its data ("Management API" in its manual).
+prometheus_answers() {
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  timeout 5 bash -c 'exec 3<>"/dev/tcp/127.0.0.1/$0" && printf "GET /-/ready HTTP/1.0\r\n\r\n" >&3 && head -n 1 <&3' "$port" 2>/dev/null |
+    grep -q ' 200 '
+}

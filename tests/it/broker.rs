@@ -219,7 +219,7 @@ async fn require_tls_refuses_plaintext_before_anything_is_sent() {
 
 fn broker(config: Config) -> Broker {
     let metrics = Metrics::new("test", &["default".to_owned()]).unwrap();
-    Broker::new(Arc::new(config), metrics, Status::new("test", "postrider"))
+    Broker::new(Arc::new(config), metrics, Status::new("test", "postrider"), None)
 }
 
 fn as_user(vhost: &Vhost, user: &str) -> Config {

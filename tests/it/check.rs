@@ -8,6 +8,7 @@ use postrider::metrics::Metrics;
 use postrider::migrate::{self, Target};
 use postrider::postgres::sql::Sql;
 use postrider::preflight::{self, Finding, Level, Remedy};
+use postrider::status::Status;
 use url::Url;
 
 use crate::rabbit::{Server, Vhost};
@@ -415,6 +416,7 @@ async fn the_samplers_export_slot_and_queues_and_say_what_is_missing() {
             .unwrap();
     }
     let metrics = Metrics::new(&config.slot, &[]).unwrap();
+    let status = Status::new(&config.slot, &config.publication);
     let watched = async {
         eventually("ten messages and the slot in the metrics", async || {
             let text = metrics.render().unwrap();
@@ -438,8 +440,8 @@ async fn the_samplers_export_slot_and_queues_and_say_what_is_missing() {
     };
     tokio::select! {
         () = watched => {}
-        () = lag::sample_slot(&config, &metrics) => {}
-        () = lag::sample_queues(&config, &metrics) => {}
+        () = lag::sample_slot(&config, &metrics, &status) => {}
+        () = lag::sample_queues(&config, &metrics, &status) => {}
     }
     vhost.remove().await;
     database.remove().await;

@@ -6,7 +6,7 @@ use futures_util::StreamExt;
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, BasicRejectOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel};
-use postrider::config::{Argument, Config, DeadLetterDecl, QueueDecl, SecretSource, Topology};
+use postrider::config::{Argument, Config, DeadLetterDecl, QueueDecl, SecretSource, Topology, WatchedQueue};
 use postrider::metrics::Metrics;
 use postrider::preflight::{self, Level};
 use postrider::rabbitmq::publisher::Broker;
@@ -28,7 +28,7 @@ fn billing(vhost: &Vhost, arguments: Vec<(String, Argument)>) -> Config {
 /// Declares as a relay does when it starts.
 async fn declare(config: &Config) {
     let metrics = Metrics::new("test", &["default".to_owned()]).unwrap();
-    let mut broker = Broker::new(Arc::new(config.clone()), metrics, Status::new("test", "postrider"));
+    let mut broker = Broker::new(Arc::new(config.clone()), metrics, Status::new("test", "postrider"), None);
     broker.ready().await.unwrap();
     broker.close().await;
 }
@@ -99,7 +99,7 @@ async fn check_tells_a_queue_that_is_as_wanted_from_one_that_is_not_and_makes_no
     let vhost = server.vhost("dlq_check").await;
     vhost.exchange("events").await;
     let mut config = billing(&vhost, Vec::new());
-    config.queues = vec!["billing.dlq".to_owned()];
+    config.queues = vec![WatchedQueue { name: "billing.dlq".to_owned(), max_lag: None }];
     let before = findings(&config).await;
     assert!(matches!(&before[..], [(Level::Ok, text)] if text.contains("does not exist yet")), "{before:?}");
     assert!(!server.management("GET", &format!("queues/{}", vhost.name), "").await.contains("billing"));

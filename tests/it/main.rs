@@ -11,15 +11,21 @@ mod check;
 #[cfg(test)]
 mod command;
 #[cfg(test)]
+mod consumer_lag;
+#[cfg(test)]
 mod crash;
 #[cfg(test)]
 mod dead_letter_queues;
 #[cfg(test)]
 mod dlq;
 #[cfg(test)]
+mod dlq_queue;
+#[cfg(test)]
 mod encoding;
 #[cfg(test)]
 mod image;
+#[cfg(test)]
+mod log;
 #[cfg(test)]
 mod migrate;
 #[cfg(test)]
@@ -37,9 +43,13 @@ mod publishing;
 #[cfg(test)]
 mod rabbit;
 #[cfg(test)]
+mod relay_lag;
+#[cfg(test)]
 mod replication;
 #[cfg(test)]
 mod road;
+#[cfg(test)]
+mod sight;
 #[cfg(test)]
 mod slot;
 #[cfg(test)]
@@ -48,5 +58,7 @@ mod support;
 mod tail;
 #[cfg(test)]
 mod tls;
+#[cfg(test)]
+mod traces;
 #[cfg(test)]
 mod uninstall;

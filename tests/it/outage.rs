@@ -37,7 +37,7 @@ async fn a_fast_shutdown_of_postgresql_never_waits_for_the_relay() {
     world.insert("1", "NobodyIsBound", "{}").await;
     relay.until("an event is held", |snapshot| snapshot.held_keys == 1).await;
     fast_shutdown(&postgres, "an event held");
-    relay.until("the relay carries again", Snapshot::ready).await;
+    relay.until("the relay carries again", Snapshot::carrying).await;
     world.bind("events", "all", "order.#").await;
     let mut consumer = Consumer::open(&world.amqp_url, "all").await;
     consumer.take(1).await;
@@ -48,7 +48,7 @@ async fn a_fast_shutdown_of_postgresql_never_waits_for_the_relay() {
     relay.until("the broker is blocked", |snapshot| snapshot.broker_blocked.is_some()).await;
     fast_shutdown(&postgres, "broker blocked");
     rabbitmq.unblock();
-    relay.until("the relay carries again", Snapshot::ready).await;
+    relay.until("the relay carries again", Snapshot::carrying).await;
     consumer.take(1).await;
 
     world.reconnect().await;
@@ -57,7 +57,7 @@ async fn a_fast_shutdown_of_postgresql_never_waits_for_the_relay() {
     relay.until("the broker is missed", |snapshot| !snapshot.broker_up).await;
     fast_shutdown(&postgres, "broker down");
     rabbitmq.command("start-again", &[]);
-    relay.until("the relay carries again", Snapshot::ready).await;
+    relay.until("the relay carries again", Snapshot::carrying).await;
     let mut consumer = Consumer::open(&world.amqp_url, "all").await;
     consumer.take(1).await;
     relay.stop().await;

@@ -139,7 +139,7 @@ async fn events_of_a_deleted_exchange_are_parked_and_come_in_order_once_it_is_ma
     let config = postrider::config::Config::load(Some(file.as_ref()), world.settings(&settings)).unwrap();
     settings.clear();
     let relay = Relay::start(std::sync::Arc::new(config));
-    relay.until("the relay carries", |snapshot| snapshot.ready()).await;
+    relay.until("the relay carries", |snapshot| snapshot.carrying()).await;
     world.servers.management("DELETE", &format!("/api/exchanges/{}/other", world.name), "").await;
 
     insert(&world, "Other", (0..20).map(|n| (n % 4, n))).await;
@@ -214,7 +214,7 @@ async fn above_max_parked_nothing_is_read_until_there_is_room() {
     let relay = Relay::carrying(&world, &settings).await;
     insert(&world, "Unroutable", (0..40).map(|n| (n, n))).await;
     let snapshot = relay.until("it stalls", |snapshot| snapshot.dead_letters.stalled.is_some()).await;
-    assert_eq!((snapshot.dead_letters.stalled, snapshot.ready()), (Some("max_parked"), false));
+    assert_eq!((snapshot.dead_letters.stalled, snapshot.carrying()), (Some("max_parked"), false));
     assert_eq!(relay.metric("postrider_stalled{reason=\"max_parked\""), Some(1.0));
     // Whatever was read by then is safe; what is committed now stays where it is.
     insert(&world, "Routed", (0..10).map(|n| (100 + n, n))).await;
@@ -227,7 +227,7 @@ async fn above_max_parked_nothing_is_read_until_there_is_room() {
     let mut all = Consumer::open(&world.amqp_url, "all").await;
     assert_eq!(by_order(&all.take(50).await).len(), 50);
     slot_passes(&world).await;
-    relay.until("it is ready again", |snapshot| snapshot.ready()).await;
+    relay.until("it is ready again", |snapshot| snapshot.carrying()).await;
     assert_eq!(relay.metric("postrider_stalled{reason=\"max_parked\""), Some(0.0));
     relay.stop().await;
 }

@@ -54,7 +54,7 @@ impl Relay {
     pub(crate) fn new(config: Config) -> Relay {
         let metrics = Metrics::new("test", &["default".to_owned()]).unwrap();
         let status = Status::new("test", "postrider");
-        let broker = Broker::new(Arc::new(config), metrics.clone(), status.clone());
+        let broker = Broker::new(Arc::new(config), metrics.clone(), status.clone(), None);
         Relay { metrics, status, broker }
     }
 

@@ -59,7 +59,7 @@ async fn a_slot_that_cannot_be_made_names_the_session_and_the_prepared_transacti
 
     idle.batch_execute("rollback").await.unwrap();
     world.sql.batch_execute("rollback prepared 'forgotten'").await.unwrap();
-    relay.until("the relay carries", Snapshot::ready).await;
+    relay.until("the relay carries", Snapshot::carrying).await;
     relay.stop().await;
 }
 
@@ -77,8 +77,44 @@ async fn a_slot_that_is_gone_is_not_made_again_in_silence() {
 
     // What the message says is the way out.
     world.sql.execute("delete from postrider.progress where slot = $1", &[&world.name]).await.unwrap();
-    relay.until("the relay carries", Snapshot::ready).await;
+    relay.until("the relay carries", Snapshot::carrying).await;
     relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trouble_with_the_broker_does_not_end_a_halt() {
+    let world = World::new("still_halted").await;
+    Relay::carrying(&world, &[]).await.stop().await;
+    world.admin.execute("select pg_drop_replication_slot($1)", &[&world.name]).await.unwrap();
+    let relay = Relay::start(world.config(&[]));
+    relay.until("it halts", |snapshot| snapshot.role == Role::Halted).await;
+    world.servers.management("DELETE", &format!("/api/vhosts/{}", world.name), "").await;
+    let other = |snapshot: &Snapshot| snapshot.problem.as_ref().is_some_and(|problem| !problem.contains("is gone"));
+    let snapshot = relay.until("the broker is the trouble now", other).await;
+    assert_eq!(snapshot.role, Role::Halted, "{:?}", snapshot.problem);
+    assert_eq!(relay.metric(r#"postrider_halted{reason="slot_missing","#), Some(1.0));
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_halt_ends_for_the_relay_that_carries_and_for_the_one_that_stands_by() {
+    let world = World::new("halts").await;
+    Relay::carrying(&world, &[]).await.stop().await;
+    world.admin.execute("select pg_drop_replication_slot($1)", &[&world.name]).await.unwrap();
+    let relays = [Relay::start(world.config(&[])), Relay::start(world.config(&[]))];
+    let halted = r#"postrider_halted{reason="slot_missing","#;
+    for relay in &relays {
+        eventually("it halts", async || relay.metric(halted).filter(|&halted| halted == 1.0)).await;
+    }
+    world.sql.execute("delete from postrider.progress where slot = $1", &[&world.name]).await.unwrap();
+    for relay in &relays {
+        eventually("its halt ends", async || relay.metric(halted).filter(|&halted| halted == 0.0)).await;
+        relay.until("it is not halted", |snapshot| snapshot.role != Role::Halted).await;
+    }
+    eventually("one carries", async || relays.iter().find(|relay| relay.status.snapshot().ready())).await;
+    for relay in relays {
+        relay.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -113,7 +149,7 @@ async fn a_publication_that_loses_its_table_is_named_with_the_statement_that_men
     let statement = problem.split('`').nth(1).unwrap_or_default().to_owned();
     assert!(statement.starts_with("alter publication"), "{problem}");
     world.sql.batch_execute(&statement).await.unwrap();
-    relay.until("the relay carries", Snapshot::ready).await;
+    relay.until("the relay carries", Snapshot::carrying).await;
     relay.stop().await;
 }
 
@@ -132,7 +168,7 @@ async fn writes_of_a_relay_that_was_overtaken_are_refused_and_end_its_session() 
     world.insert("1", "Placed", "{}").await;
     let snapshot = relay
         .until("a new session with a new epoch", |snapshot| {
-            snapshot.relay_epoch.is_some_and(|now| now > epoch) && snapshot.ready()
+            snapshot.relay_epoch.is_some_and(|now| now > epoch) && snapshot.carrying()
         })
         .await;
     assert_eq!(snapshot.relay_epoch, Some(epoch + 2));

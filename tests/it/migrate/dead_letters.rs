@@ -7,7 +7,7 @@ use bytes::Bytes;
 use postrider::dead_letters::{Content, FailedAgain, Mark, NewDeadLetter, Reason};
 use postrider::event::{Event, HeaderValue, Message, Poison, PoisonReason, Position, Properties, Route, Ticket};
 use postrider::lsn::Lsn;
-use postrider::postgres::dead_letters::{Look, failed_again, fetch, look, park, remove};
+use postrider::postgres::dead_letters::{Look, Marked, failed_again, fetch, look, park, remove};
 use postrider::postgres::state::{StateError, take_over};
 use tokio_postgres::Client;
 
@@ -190,12 +190,16 @@ async fn what_is_refused_again_stays_and_its_mark_is_gone() {
     let mark = "select postrider.redrive(ids => array[(select min(id) from postrider.parked)]);
                 select postrider.discard(ids => array[(select max(id) from postrider.parked)])";
     owner.batch_execute(mark).await.unwrap();
-    let marks = vec![(position(0), Mark::Redrive), (position(2), Mark::Discard)];
+    let marked = |number, mark| {
+        let event_id = Arc::clone(&letters[number as usize].event.id);
+        Marked { position: position(number), event_id, mark }
+    };
+    let marks = vec![marked(0, Mark::Redrive), marked(2, Mark::Discard)];
     assert_eq!(look(&relay, &slot).await.unwrap(), Look { marks, count: 3 });
 
     let failed = |number| FailedAgain { position: position(number), reason: Reason::Nacked, error: "full\0".into() };
     failed_again(&relay, &slot, epoch, &[failed(0), failed(2), failed(7)]).await.unwrap();
-    assert_eq!(look(&relay, &slot).await.unwrap(), Look { marks: vec![(position(2), Mark::Discard)], count: 3 });
+    assert_eq!(look(&relay, &slot).await.unwrap(), Look { marks: vec![marked(2, Mark::Discard)], count: 3 });
     let rows =
         "select string_agg(concat_ws(' ', reason, attempts, error, last_attempt_at is not null, marked_by is not null),
                                   ', ' order by position) from postrider.dead_letters";

@@ -1,6 +1,8 @@
 //! What the tests share: servers, a world of its own for each test, relays, consumers, and waiting for facts.
 
+pub(crate) mod collector;
 pub(crate) mod consumer;
+pub(crate) mod dashboard;
 pub(crate) mod http;
 pub(crate) mod own;
 pub(crate) mod parked;

@@ -26,6 +26,11 @@ impl Own {
         Self::start("rabbitmq", options)
     }
 
+    /// `options` are those of `scripts/servers start prometheus`.
+    pub(crate) fn prometheus(options: &[&str]) -> Self {
+        Self::start("prometheus", options)
+    }
+
     fn start(kind: &str, options: &[&str]) -> Self {
         let prefix = prefix().unwrap_or_else(|| "it".to_owned());
         let name = unique(&format!("{prefix}-{kind}")).replace('_', "-");
@@ -95,6 +100,11 @@ pub(crate) fn pair(postgres: &Own, rabbitmq: &Own) -> Servers {
         amqp_url: rabbitmq.url("AMQP_URL"),
         management_url: rabbitmq.url("MANAGEMENT_URL"),
     }
+}
+
+/// A port of 127.0.0.1 that nobody listens on, outside the range of outgoing connections.
+pub(crate) fn free_port() -> u16 {
+    script(&["free-port"]).trim().parse().unwrap()
 }
 
 /// `scripts/test` removes at its end every server whose name begins so.

@@ -28,7 +28,7 @@ impl Relay {
     /// Starts and waits until it carries.
     pub(crate) async fn carrying(world: &World, more: &[(&str, &str)]) -> Self {
         let relay = Self::start(world.config(more));
-        relay.until("the relay carries", Snapshot::ready).await;
+        relay.until("the relay carries", Snapshot::carrying).await;
         relay
     }
 
@@ -43,7 +43,7 @@ impl Relay {
             let shutdown = async {
                 stopped.await.ok();
             };
-            runtime.block_on(postrider::relay::run(config, their_metrics, their_status, shutdown)).unwrap();
+            runtime.block_on(postrider::relay::run(config, their_metrics, their_status, None, shutdown)).unwrap();
         };
         Relay { status, metrics, stop: Some(stop), thread: Some(std::thread::spawn(run)) }
     }

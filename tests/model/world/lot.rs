@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use postrider::dead_letters::desk::{Answer, Command, Desk, Registry, desk};
 use postrider::dead_letters::{Content, DeadLetter, FailedAgain, Mark, NewDeadLetter, Reason};
 use postrider::event::Position;
-use postrider::postgres::dead_letters::Look;
+use postrider::postgres::dead_letters::{Look, Marked};
 
 use super::{Checked, World, short};
 
@@ -113,7 +113,10 @@ impl Lot {
                 Answer::Fetched { contents: found.map(Letter::content).collect(), asked }
             }
             Command::Look => {
-                let marks = self.table.iter().filter_map(|(position, letter)| Some((*position, letter.mark?)));
+                let marked = |(position, letter): (&Position, &Letter)| {
+                    Some(Marked { position: *position, event_id: "".into(), mark: letter.mark? })
+                };
+                let marks = self.table.iter().filter_map(marked);
                 Answer::Looked(Look { marks: marks.collect(), count: self.table.len() as u64 })
             }
         };
@@ -213,7 +216,7 @@ impl World {
                     self.end_session(0);
                     return Ok(true);
                 }
-                for (position, mark) in look.marks {
+                for Marked { position, mark, .. } in look.marks {
                     if self.hold.mark(position, mark, self.now) {
                         self.note(format!("discard {}", short(position)));
                         self.account.give_up(position);

@@ -171,7 +171,7 @@ impl World {
             None => self.wal.end,
         };
         self.note(format!("keepalive {end}"));
-        self.progress.keepalive(end, wal::time(end));
+        self.progress.keepalive(end);
     }
 
     pub(crate) fn feedback(&mut self) {
