@@ -60,7 +60,7 @@ enum SampleError {
     #[error("what the management API says of queue {queue} is not believed, and its last values stand for 60 s: {why}")]
     Doubtful { queue: String, why: String },
     #[error(
-        "the broker tells nothing of queue {queue}, and its last values stand: {error}; give the user the right to read it, or take it out of [[queues]]"
+        "the broker tells nothing of queue {queue}: {error}; give the user the right to read it, or take it out of [[queues]]"
     )]
     Refused { queue: String, error: lapin::Error },
 }
@@ -105,18 +105,22 @@ impl<'m> Sampler<'m> {
 
     /// Counts and says it, then waits: longer each time, with jitter so that replicas do not come all at once.
     async fn failed(&mut self, error: &SampleError) {
-        self.noted(error);
+        self.count_and_say(error, "samples cannot be taken; trying again");
         sleep(self.pause.mul_f64(rand::random_range(0.8..1.2))).await;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
     }
 
-    /// Counts and says it.
+    /// Counts and says it: there is a sample, and something is wrong with it.
     fn noted(&mut self, error: &SampleError) {
+        self.count_and_say(error, "a part of the samples cannot be taken; trying again");
+    }
+
+    fn count_and_say(&mut self, error: &SampleError, what: &str) {
         self.metrics.sampler_errors.with_label_values(&[self.target]).inc();
         self.working_since = None;
         let text = error.to_string();
         if self.trouble.as_ref() != Some(&text) {
-            warn!(sampler = self.target, error = text, "samples cannot be taken; trying again");
+            warn!(sampler = self.target, error = text, "{what}");
             self.trouble = Some(text);
         }
     }

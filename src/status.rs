@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
+use crate::metrics::{DeadLetterQueueSample, QueueSample};
+
 /// Shared handle. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Status(Arc<Mutex<Snapshot>>);
@@ -88,14 +90,8 @@ pub struct Holder {
 pub struct Queue {
     pub vhost: String,
     pub queue: String,
-    pub ready: Option<u64>,
-    pub unacked: Option<u64>,
-    pub consumers: Option<u64>,
-    pub lag_seconds: Option<f64>,
-    pub lag_is_lower_bound: bool,
-    pub objective_seconds: Option<f64>,
-    pub stalled_seconds: Option<f64>,
-    pub stream_lag_messages: Option<u64>,
+    #[serde(flatten)]
+    pub sample: QueueSample,
 }
 
 /// A dead-letter queue of the consumers.
@@ -103,8 +99,8 @@ pub struct Queue {
 pub struct DeadLetterQueue {
     pub vhost: String,
     pub queue: String,
-    pub messages: u64,
-    pub nonempty_seconds: f64,
+    #[serde(flatten)]
+    pub sample: DeadLetterQueueSample,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

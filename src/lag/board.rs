@@ -66,24 +66,14 @@ impl<'a> Board<'a> {
 
     /// Puts it into `/status`.
     pub(super) fn publish(&self) {
-        let (vhost, queues) = (&self.vhost, self.queues.iter());
-        let queues = queues.map(|(queue, sample)| Queue {
-            vhost: vhost.clone(),
-            queue: queue.clone(),
-            ready: sample.ready,
-            unacked: sample.unacked,
-            consumers: sample.consumers,
-            lag_seconds: sample.lag_seconds,
-            lag_is_lower_bound: sample.lag_is_lower_bound,
-            objective_seconds: sample.objective_seconds,
-            stalled_seconds: sample.stalled_seconds,
-            stream_lag_messages: sample.stream_lag_messages,
+        let place = |queue: &String| (self.vhost.clone(), queue.clone());
+        let queues = self.queues.iter().map(|(queue, sample)| {
+            let (vhost, queue) = place(queue);
+            Queue { vhost, queue, sample: sample.clone() }
         });
-        let dead_letter_queues = self.dead_letter_queues.iter().map(|(queue, sample)| DeadLetterQueue {
-            vhost: vhost.clone(),
-            queue: queue.clone(),
-            messages: sample.messages,
-            nonempty_seconds: sample.nonempty_seconds,
+        let dead_letter_queues = self.dead_letter_queues.iter().map(|(queue, sample)| {
+            let (vhost, queue) = place(queue);
+            DeadLetterQueue { vhost, queue, sample: *sample }
         });
         let (queues, dead_letter_queues) = (queues.collect(), dead_letter_queues.collect());
         self.status.update(|snapshot| {

@@ -1,6 +1,7 @@
 //! The consumers' side: queues of the broker, and the dead-letter queues of their consumers.
 
 use prometheus::{GaugeVec, IntGauge, IntGaugeVec};
+use serde::Serialize;
 
 use super::table::Table;
 
@@ -21,8 +22,8 @@ pub struct QueueMetrics {
     pub left_out: IntGauge,
 }
 
-/// One sample of a queue. What is not known is no series, never 0.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// One sample of a queue. What is not known is no series, never 0. The names of the fields are part of `/status`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct QueueSample {
     pub ready: Option<u64>,
     pub unacked: Option<u64>,
@@ -36,8 +37,8 @@ pub struct QueueSample {
     pub stream_lag_messages: Option<u64>,
 }
 
-/// One sample of a consumers' dead-letter queue.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// One sample of a consumers' dead-letter queue. The names of the fields are part of `/status`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct DeadLetterQueueSample {
     /// Ready and unacknowledged.
     pub messages: u64,

@@ -71,7 +71,6 @@ impl Carrier {
         let mut events = Vec::new();
         let mut answer = false;
         let mut commit_time = None;
-        let now = SystemTime::now();
         // Looking a counter up by its label costs more than reading a row.
         let mut changes = ("insert", 0);
         let counters = self.metrics.changes_read.clone();
@@ -80,7 +79,7 @@ impl Carrier {
             match frame {
                 Frame::Data { start, end, server_time, data } => {
                     self.received = self.received.max(end);
-                    self.clock.get_or_insert((server_time, now));
+                    self.clock.get_or_insert_with(|| (server_time, SystemTime::now()));
                     match self.pipeline.data(start, data, &mut events)? {
                         Seen::Change(op) if op == changes.0 => changes.1 += 1,
                         Seen::Change(op) => count(std::mem::replace(&mut changes, (op, 1))),
@@ -94,7 +93,7 @@ impl Carrier {
                 }
                 Frame::Keepalive { wal_end, server_time, reply_requested } => {
                     self.received = self.received.max(wal_end);
-                    self.clock.get_or_insert((server_time, now));
+                    self.clock.get_or_insert_with(|| (server_time, SystemTime::now()));
                     self.pipeline.progress_mut().keepalive(wal_end);
                     answer |= reply_requested;
                 }

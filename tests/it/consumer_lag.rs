@@ -252,7 +252,7 @@ async fn a_consumer_that_rejects_every_tenth_has_no_lag_once_its_queue_is_empty(
     assert_eq!(watch.of("queue_messages_ready", "work.failed"), None, "nobody is expected to read it in time");
     assert_eq!(watch.listed(), ["work"]);
     let dead_letter_queues = watch.status.snapshot().dead_letter_queues;
-    assert_eq!((dead_letter_queues[0].queue.as_str(), dead_letter_queues[0].messages), ("work.failed", 10));
+    assert_eq!((dead_letter_queues[0].queue.as_str(), dead_letter_queues[0].sample.messages), ("work.failed", 10));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,143 +1,20 @@
 //! `postrider dlq --queue NAME` as an operator calls it: with a broker, and no database.
 
+mod setup;
+
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::message::Delivery;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, BasicRejectOptions,
-    ConfirmSelectOptions, QueueDeclareOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicRejectOptions, ConfirmSelectOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel};
 use serde_json::Value;
 
 use crate::rabbit::{Server, Vhost};
 use crate::support::eventually;
 use crate::support::relay::Program;
-
-const DEADLINE: Duration = Duration::from_secs(60);
-
-fn settings(url: &str) -> Vec<(String, String)> {
-    vec![("AMQP_URL".to_owned(), url.to_owned())]
-}
-
-/// Exit code, standard output, standard error.
-fn output(settings: &[(String, String)], arguments: &[&str]) -> (Option<i32>, String, String) {
-    let output = Program::command(settings, &[&["dlq"], arguments].concat()).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
-
-fn dlq(vhost: &Vhost, arguments: &[&str]) -> (Option<i32>, String, String) {
-    output(&settings(&vhost.url(&vhost.server.address())), arguments)
-}
-
-fn succeeds(vhost: &Vhost, arguments: &[&str]) -> String {
-    let (code, stdout, stderr) = dlq(vhost, arguments);
-    assert_eq!(code, Some(0), "{arguments:?}: {stdout}{stderr}");
-    stdout
-}
-
-/// Standard output and standard error.
-fn fails(vhost: &Vhost, arguments: &[&str]) -> (String, String) {
-    let (code, stdout, stderr) = dlq(vhost, arguments);
-    assert_eq!(code, Some(1), "{arguments:?}: {stdout}{stderr}");
-    (stdout, stderr)
-}
-
-fn text(text: &str) -> AMQPValue {
-    AMQPValue::LongString(text.into())
-}
-
-fn headers(entries: &[(&str, AMQPValue)]) -> FieldTable {
-    let mut table = FieldTable::default();
-    for (name, value) in entries {
-        table.insert((*name).into(), value.clone());
-    }
-    table
-}
-
-fn message(id: &str) -> BasicProperties {
-    BasicProperties::default().with_message_id(id.into()).with_delivery_mode(2)
-}
-
-/// A queue, and where its dead letters go. A limit makes quorum queues of RabbitMQ 3.10 put back at the head, as later ones do.
-async fn queues(vhost: &Vhost, name: &str, kind: &str) -> String {
-    let target = format!("{name}.dlq");
-    let quorum = ("x-delivery-limit", AMQPValue::LongLongInt(1_000_000));
-    let arguments = [("x-queue-type", text(kind)), quorum];
-    vhost.queue(&target, &arguments[..if kind == "quorum" { 2 } else { 1 }]).await;
-    let dead_letters = [("x-dead-letter-exchange", text("")), ("x-dead-letter-routing-key", text(&target))];
-    vhost.queue(name, &[&[("x-queue-type", text(kind))], dead_letters.as_slice()].concat()).await;
-    target
-}
-
-/// Published straight into a queue, and confirmed.
-async fn publish(vhost: &Vhost, queue: &str, properties: BasicProperties, body: &[u8]) {
-    let channel = vhost.channel().await;
-    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
-    let options = BasicPublishOptions::default();
-    let confirm = channel.basic_publish("".into(), queue.into(), options, body, properties).await.unwrap();
-    assert!(confirm.await.unwrap().is_ack());
-}
-
-/// Published, and rejected by a consumer.
-async fn kill(vhost: &Vhost, queue: &str, properties: BasicProperties, body: &[u8]) {
-    let before = depth(vhost, &format!("{queue}.dlq")).await;
-    publish(vhost, queue, properties, body).await;
-    take(&vhost.channel().await, queue).await.reject(BasicRejectOptions { requeue: false }).await.unwrap();
-    until_depth(vhost, &format!("{queue}.dlq"), before + 1).await;
-}
-
-async fn take(channel: &Channel, queue: &str) -> Delivery {
-    eventually(&format!("a message in {queue}"), async || {
-        channel.basic_get(queue.into(), BasicGetOptions::default()).await.unwrap()
-    })
-    .await
-    .delivery
-}
-
-/// Everything that is in a queue, taken.
-async fn drain(vhost: &Vhost, queue: &str) -> Vec<Delivery> {
-    let channel = vhost.channel().await;
-    let mut all = Vec::new();
-    while let Some(message) = channel.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await.unwrap() {
-        all.push(message.delivery);
-    }
-    all
-}
-
-fn id(delivery: &Delivery) -> String {
-    delivery.properties.message_id().as_ref().unwrap().to_string()
-}
-
-/// Ready messages.
-async fn depth(vhost: &Vhost, queue: &str) -> u32 {
-    let options = QueueDeclareOptions { passive: true, ..Default::default() };
-    let channel = vhost.channel().await;
-    channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap().message_count()
-}
-
-async fn until_depth(vhost: &Vhost, queue: &str, wanted: u32) {
-    eventually(&format!("{wanted} messages in {queue}"), async || (depth(vhost, queue).await == wanted).then_some(()))
-        .await;
-}
-
-fn peeked(listing: &str) -> Vec<String> {
-    let listing: Value = serde_json::from_str(listing).unwrap();
-    let messages = listing["messages"].as_array().unwrap();
-    messages.iter().map(|message| message["properties"]["message_id"].as_str().unwrap().to_owned()).collect()
-}
-
-/// Whether `basic.nack` is no delivery for the limit of a quorum queue (RabbitMQ 4.3 or newer).
-async fn nack_is_free(server: &Server) -> bool {
-    let overview: Value = serde_json::from_str(&server.management("GET", "overview", "").await).unwrap();
-    let version = overview["rabbitmq_version"].as_str().unwrap();
-    let numbers: Vec<u32> = version.split('.').map_while(|number| number.parse().ok()).take(2).collect();
-    numbers >= vec![4, 3]
-}
+use setup::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn list_counts_what_is_ready_and_with_the_management_api_what_is_unacknowledged() {

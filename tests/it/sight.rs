@@ -43,42 +43,40 @@ async fn busy(plan: Plan, world: World) -> Situation {
 
 /// The sick ones of the consumers.
 async fn consumers(servers: &Servers) -> Vec<Situation> {
-    let plan = |name, alert, panel: Panel| (name, Plan::new(name, alert, panel));
     let mut all = Vec::new();
 
-    let (name, stopped) = plan("stopped", "PostriderQueueWithoutConsumers", ("Messages ready", |value| value >= 1.0));
-    let world_of = world(servers, name).await;
-    let mut stopped = stopped.watching(&world_of, TWO_SECONDS).start(world_of).await;
+    let plan = Plan::new("stopped", "PostriderQueueWithoutConsumers", ("Messages ready", |value| value >= 1.0));
+    let world_of = world(servers, plan.name).await;
+    let mut stopped = plan.watching(&world_of, TWO_SECONDS).start(world_of).await;
     stopped.writes("Placed", FIVE_A_SECOND).await;
     all.push(stopped);
 
-    let (name, slow) = plan("slow", "PostriderConsumerBehind", ("Lag by queue", |value| value > 2.0));
-    let world_of = world(servers, name).await;
-    let mut slow = slow.watching(&world_of, TWO_SECONDS).start(world_of).await;
+    let plan = Plan::new("slow", "PostriderConsumerBehind", ("Lag by queue", |value| value > 2.0));
+    let world_of = world(servers, plan.name).await;
+    let mut slow = plan.watching(&world_of, TWO_SECONDS).start(world_of).await;
     slow.consumes("work", Duration::from_secs(1), Verdict::Acknowledge).await;
     slow.writes("Placed", FIVE_A_SECOND).await;
     all.push(slow);
 
-    let (name, stuck) =
-        plan("stuck", "PostriderConsumerStalled", ("Without any acknowledgement", |value| value > 10.0));
-    let world_of = world(servers, name).await;
-    let mut stuck = stuck.watching(&world_of, TWO_SECONDS).start(world_of).await;
+    let plan = Plan::new("stuck", "PostriderConsumerStalled", ("Without any acknowledgement", |value| value > 10.0));
+    let world_of = world(servers, plan.name).await;
+    let mut stuck = plan.watching(&world_of, TWO_SECONDS).start(world_of).await;
     stuck.consumes("work", AT_ONCE, Verdict::Keep).await;
     stuck.writes("Placed", FIVE_A_SECOND).await;
     all.push(stuck);
 
-    let (name, rejecting) = plan(
+    let plan = Plan::new(
         "rejecting",
         "PostriderDeadLetterQueue",
         ("Messages in the consumers' dead-letter queues", |value| value >= 1.0),
     );
-    let world_of = World::bare(servers.clone(), name).await;
+    let world_of = World::bare(servers.clone(), plan.name).await;
     world_of.migrate().await;
     let to_dlq = r#"{"x-queue-type":"quorum","x-dead-letter-exchange":"","x-dead-letter-routing-key":"work.dlq"}"#;
     let declaration = r#"{"durable":true,"arguments":{"x-queue-type":"quorum"}}"#;
     servers.management("PUT", &format!("/api/queues/{}/work.dlq", world_of.name), declaration).await;
     world_of.queue_with("work", "order.Placed", to_dlq).await;
-    let mut rejecting = rejecting.watching(&world_of, NO_HURRY).start(world_of).await;
+    let mut rejecting = plan.watching(&world_of, NO_HURRY).start(world_of).await;
     rejecting.consumes("work", AT_ONCE, Verdict::Reject).await;
     rejecting.writes("Placed", Duration::from_secs(1)).await;
     all.push(rejecting);

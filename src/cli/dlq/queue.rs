@@ -12,6 +12,7 @@ use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::list::ListArgs;
 use super::{DlqArgs, DlqCommand, mark};
 use crate::config::Config;
 use crate::rabbitmq::connection::{ConnectError, Link, Purpose, connect};
@@ -71,20 +72,24 @@ pub enum QueueError {
 
 /// 0 if all that was asked for was done.
 pub(super) async fn run(args: &DlqArgs, name: &str, config: &Config) -> Result<ExitCode, QueueError> {
-    check(args, name)?;
+    let asked = check(args, name)?;
     let link = connect(config, Purpose::DeadLetters).await?;
     let queue = DeadLetterQueue::open(&link, name).await?;
     let open = Open { details: Details::ask(config, &link, name).await, link, queue };
-    match &args.command {
-        DlqCommand::List(args) => list::run(args, open).await,
-        DlqCommand::Redrive(args) => redrive::run(args, config, open).await,
-        DlqCommand::Show(_) => Err(QueueError::Command("show")),
-        DlqCommand::Discard(_) => Err(QueueError::Command("discard")),
+    match asked {
+        Asked::List(args) => list::run(args, open).await,
+        Asked::Redrive(args) => redrive::run(args, config, open).await,
     }
 }
 
+/// The commands that there are for a queue.
+enum Asked<'a> {
+    List(&'a ListArgs),
+    Redrive(&'a RedriveArgs),
+}
+
 /// What goes together, before anything is asked of a server.
-fn check(args: &DlqArgs, name: &str) -> Result<(), QueueError> {
+fn check<'a>(args: &'a DlqArgs, name: &str) -> Result<Asked<'a>, QueueError> {
     if args.slot.is_some() {
         return Err(QueueError::Slot);
     }
@@ -93,15 +98,15 @@ fn check(args: &DlqArgs, name: &str) -> Result<(), QueueError> {
         DlqCommand::Discard(_) => Err(QueueError::Command("discard")),
         DlqCommand::List(list) if !list.filter.is_empty() => Err(QueueError::Filter),
         DlqCommand::List(list) if list.limit.is_some() => Err(QueueError::ListLimit),
-        DlqCommand::List(_) => Ok(()),
+        DlqCommand::List(list) => Ok(Asked::List(list)),
         DlqCommand::Redrive(RedriveArgs { mark, .. }) if !mark.filter.is_empty() => Err(QueueError::Filter),
         DlqCommand::Redrive(RedriveArgs { to, .. }) if to.as_deref() == Some(name) => {
             Err(QueueError::ToItself(name.to_owned()))
         }
-        DlqCommand::Redrive(RedriveArgs { mark, limit, .. }) => match (mark.all, limit) {
+        DlqCommand::Redrive(redrive) => match (redrive.mark.all, redrive.limit) {
             (false, None) => Err(QueueError::HowMany),
             (true, Some(_)) => Err(QueueError::AllAndLimit),
-            _ => Ok(()),
+            _ => Ok(Asked::Redrive(redrive)),
         },
     }
 }
@@ -215,7 +220,7 @@ mod tests {
     fn refused(line: &str) -> String {
         let cli = Cli::try_parse_from(format!("postrider dlq --queue q {line}").split(' ')).unwrap();
         let Command::Dlq(args) = cli.command else { panic!("{line}") };
-        check(&args, args.queue.as_deref().unwrap()).map_or_else(|error| error.to_string(), |()| "fine".to_owned())
+        check(&args, args.queue.as_deref().unwrap()).map_or_else(|error| error.to_string(), |_| "fine".to_owned())
     }
 
     #[test]

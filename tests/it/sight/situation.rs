@@ -49,10 +49,10 @@ impl Plan {
         self
     }
 
-    /// Watches the queue `work` by the management API.
-    pub(crate) fn watching(mut self, world: &World, max_lag: &'static str) -> Self {
+    /// With the management API, and what `file` says of the queues.
+    pub(crate) fn watching(mut self, world: &World, file: &'static str) -> Self {
         self.settings.push(("POSTRIDER_MANAGEMENT_URL", world.servers.management_url.to_string()));
-        self.file = max_lag;
+        self.file = file;
         self
     }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::metrics::{DeadLetterQueueSample, QueueSample};
 use crate::status::{
     DeadLetterQueue, DelayedKey, FailingExchange, Holder, Queue, Role, Samples, SlotState, Snapshot, Status,
 };
@@ -17,12 +18,17 @@ fn verdict(change: impl FnOnce(&mut Snapshot)) -> (Verdict, String) {
     (verdict, text.lines().next().unwrap().trim_start_matches("verdict").trim().to_owned())
 }
 
-fn queue(change: impl FnOnce(&mut Queue)) -> Queue {
+fn queue(change: impl FnOnce(&mut QueueSample)) -> Queue {
     let mut queue = Queue { vhost: "/".to_owned(), queue: "billing".to_owned(), ..Queue::default() };
-    (queue.ready, queue.unacked, queue.consumers) = (Some(10), Some(2), Some(1));
-    (queue.lag_seconds, queue.objective_seconds, queue.stalled_seconds) = (Some(4.0), Some(30.0), Some(0.0));
-    change(&mut queue);
+    let sample = &mut queue.sample;
+    (sample.ready, sample.unacked, sample.consumers) = (Some(10), Some(2), Some(1));
+    (sample.lag_seconds, sample.objective_seconds, sample.stalled_seconds) = (Some(4.0), Some(30.0), Some(0.0));
+    change(sample);
     queue
+}
+
+fn dead(messages: u64) -> DeadLetterQueueSample {
+    DeadLetterQueueSample { messages, ..DeadLetterQueueSample::default() }
 }
 
 #[test]
@@ -165,15 +171,11 @@ fn the_verdict_says_what_a_person_should_look_at() {
 
 #[test]
 fn the_verdict_on_a_queue_is_that_of_the_alerts() {
-    let dead = |messages| DeadLetterQueue {
-        vhost: "/".to_owned(),
-        queue: "billing".to_owned(),
-        messages,
-        ..DeadLetterQueue::default()
-    };
+    let dead_letter_queue =
+        |messages| DeadLetterQueue { vhost: "/".to_owned(), queue: "billing".to_owned(), sample: dead(messages) };
     let unread = verdict(|snapshot| {
         snapshot.queues = vec![queue(|queue| queue.consumers = Some(0))];
-        snapshot.dead_letter_queues = vec![dead(0)];
+        snapshot.dead_letter_queues = vec![dead_letter_queue(0)];
     });
     assert_eq!(unread.0, Verdict::Well, "nobody need read a dead-letter queue: {unread:?}");
     let stalled = |lag| {
@@ -193,7 +195,8 @@ fn a_dead_letter_queue_that_has_messages_is_named() {
     assert_eq!(
         said(&|snapshot| {
             let (queue, messages) = ("billing.dlq".to_owned(), 4);
-            snapshot.dead_letter_queues = vec![DeadLetterQueue { queue, messages, ..DeadLetterQueue::default() }];
+            snapshot.dead_letter_queues =
+                vec![DeadLetterQueue { queue, sample: dead(messages), ..DeadLetterQueue::default() }];
         }),
         attention("billing.dlq has 4 of the consumers' dead letters (postrider dlq --queue billing.dlq list)")
     );
