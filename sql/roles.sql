@@ -47,6 +47,7 @@ $postrider$;
 grant usage on schema postrider to {{role}};
 grant select on postrider.migrations, postrider.settings, postrider.outbox_status to {{role}};
 grant select, insert, update on postrider.progress, postrider.lives to {{role}};
+grant select, insert, update, delete on postrider.halts to {{role}};
 grant select, insert, delete on postrider.heartbeat to {{role}};
 grant select, insert, update, delete on postrider.dead_letters to {{role}};
 grant select, insert on postrider.dead_letter_chunks to {{role}};
@@ -57,8 +58,13 @@ grant select, update (mark, marked_at, marked_by) on postrider.parked to {{role}
 grant execute on function postrider.mark_dead_letters, postrider.redrive, postrider.discard to {{role}};
 grant execute on function postrider.dead_letter_body to {{role}};
 
+-- Getting over a halt: postrider adopt and postrider repair, with the relay's own role.
+grant select, insert on postrider.adoptions to {{role}};
+grant select, insert, update, delete on postrider.repaired to {{role}};
+grant select, insert, delete on postrider.resend to {{role}};
+
 -- Reading the outbox: how many rows were committed before the slot existed, and which transactions wrote them. The events
--- themselves come from the write-ahead log. The relay runs without these two, and says what it could not count.
+-- themselves come from the write-ahead log. The relay runs without these two, and says what it could not count; repair needs them.
 grant usage on schema {{outbox_schema}} to {{role}};
 grant select on {{outbox}} to {{role}};
 

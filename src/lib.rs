@@ -16,6 +16,9 @@ pub mod confirms;
 pub mod dead_letters;
 pub mod error;
 pub mod event;
+pub mod faults;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod hold;
 pub mod http;
 pub mod lag;

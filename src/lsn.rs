@@ -3,6 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 /// A byte position in PostgreSQL's write-ahead log.
 ///
 /// Shown as PostgreSQL shows it, `16/B374D848` (manual, chapter "Object Identifier Types", `pg_lsn`). Zero means "none".
@@ -39,6 +42,19 @@ impl FromStr for Lsn {
             .and_then(|(high, low)| Some((u32::from_str_radix(high, 16).ok()?, u32::from_str_radix(low, 16).ok()?)));
         let (high, low) = halves.ok_or_else(|| ParseLsnError(text.to_owned()))?;
         Ok(Lsn((u64::from(high) << 32) | u64::from(low)))
+    }
+}
+
+/// As text, like PostgreSQL.
+impl Serialize for Lsn {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Lsn {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use postrider::cli::{self, Cli, Command, check, dlq, run, status, tail, uninstall};
+use postrider::cli::{self, Cli, Command, adopt, check, dlq, repair, run, status, tail, uninstall};
 use postrider::config::Config;
 use postrider::logging;
 
@@ -42,6 +42,8 @@ async fn command(command: Command, config: Config) -> ExitCode {
         Command::Migrate(args) => cli::migrate(&args, &config).await,
         Command::Check(args) => check::run(&args, &config).await.map_err(Into::into),
         Command::Dlq(args) => dlq::run(&args, &config).await.map_err(Into::into),
+        Command::Adopt(args) => adopt::run(&args, &config).await.map_err(Into::into),
+        Command::Repair(args) => repair::run(&args, &config).await.map_err(Into::into),
         Command::Uninstall(args) => uninstall::run(&args, &config).await.map_err(Into::into),
         Command::Status(args) => status::run(&args, &config).await.map_err(Into::into),
         Command::Tail(args) => Box::pin(tail::run(&args, config)).await.map_err(Into::into),

@@ -37,8 +37,8 @@ pub const SAMPLERS: [&str; 3] = ["slot", "queues", "management"];
 pub const DISCARDED_BY: [&str; 2] = ["operator", "route"];
 /// Bounds of the dead letters, in `postrider_stalled`.
 pub const STALLED: [&str; 2] = ["max_parked", "max_parked_bytes"];
-/// Why a relay has halted, in `postrider_halted`: [`crate::postgres::slot::Halt::reason`], and `poison` for `on_poison = "halt"`.
-pub const HALTS: [&str; 8] = [
+/// Why a relay has halted, in `postrider_halted`: [`crate::postgres::halt::Halt::reason`], and `poison` for `on_poison = "halt"`.
+pub const HALTS: [&str; 13] = [
     "slot_missing",
     "unknown_slot",
     "source_changed",
@@ -46,6 +46,11 @@ pub const HALTS: [&str; 8] = [
     "slot_lost",
     "wrong_slot",
     "source_rewound",
+    "timeline_diverged",
+    "publication_missing",
+    "publication_changed",
+    "heartbeat_gap",
+    "state_file",
     "poison",
 ];
 const WAL_STATUS: [&str; 4] = ["reserved", "extended", "unreserved", "lost"];

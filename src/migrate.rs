@@ -17,7 +17,7 @@ struct Migration {
 }
 
 /// All of them, in order.
-const MIGRATIONS: [Migration; 6] = [
+const MIGRATIONS: [Migration; 7] = [
     Migration {
         version: 1,
         name: "bookkeeping",
@@ -54,10 +54,16 @@ const MIGRATIONS: [Migration; 6] = [
         up: include_str!("../sql/0006_dead_letters.up.sql"),
         down: include_str!("../sql/0006_dead_letters.down.sql"),
     },
+    Migration {
+        version: 7,
+        name: "continuity",
+        up: include_str!("../sql/0007_continuity.up.sql"),
+        down: include_str!("../sql/0007_continuity.down.sql"),
+    },
 ];
 
 /// The version that this program works with.
-pub const LATEST: i32 = 6;
+pub const LATEST: i32 = 7;
 
 const SETTLE: &str = include_str!("../sql/settle.sql");
 const ROLES: &str = include_str!("../sql/roles.sql");

@@ -1,13 +1,18 @@
 //! From decoded WAL to events, without I/O: transactions, heartbeats, and the [`Progress`] that says what may be acknowledged.
 
+pub mod continuity;
+
 use std::collections::{HashMap, VecDeque};
 use std::time::SystemTime;
 
 use bytes::Bytes;
 
+use continuity::{Continuity, Gap};
+
 use crate::config::Outbox;
 use crate::event::Event;
 use crate::event::outbox::{EventBuilder, OutboxTable, OutboxTableError, RowContext};
+use crate::faults::{self, Bug, Point};
 use crate::lsn::Lsn;
 use crate::pgoutput::message::{Relation, Tuple, Value};
 use crate::pgoutput::{self, DecodeError, Message};
@@ -24,7 +29,11 @@ pub struct Pipeline {
     tables: HashMap<u32, Table>,
     transaction: Option<Transaction>,
     heartbeats: VecDeque<(Lsn, Heartbeat)>,
+    continuity: Continuity,
 }
+
+/// Rows of the outbox that `postrider repair` sends again pass through this table.
+const RESEND: (&str, &str) = ("postrider", "resend");
 
 /// What a relation in our publication is to us.
 enum Table {
@@ -58,6 +67,9 @@ pub enum PipelineError {
     Table(#[from] OutboxTableError),
     #[error(transparent)]
     Heartbeat(#[from] BadHeartbeat),
+    /// At this end of a commit. Nothing may be acknowledged, and the relay must halt.
+    #[error("{0}")]
+    Gap(#[source] Gap, Lsn),
 }
 
 /// What one frame was, for counting.
@@ -82,6 +94,7 @@ impl Pipeline {
         source_epoch: u32,
         slot: &str,
         outbox: &Outbox,
+        continuity: Continuity,
         builder: EventBuilder,
     ) -> Self {
         Pipeline {
@@ -93,6 +106,7 @@ impl Pipeline {
             tables: HashMap::new(),
             transaction: None,
             heartbeats: VecDeque::new(),
+            continuity,
         }
     }
 
@@ -118,6 +132,7 @@ impl Pipeline {
         match pgoutput::decode(data)? {
             Message::Begin(begin) => {
                 self.progress.begin()?;
+                faults::point(Point::Begin);
                 self.transaction = Some(Transaction {
                     commit: begin.final_lsn,
                     commit_time: begin.commit_time,
@@ -136,6 +151,7 @@ impl Pipeline {
             }
             Message::Insert(insert) => {
                 self.insert(insert.relation, row_lsn, &insert.new, events)?;
+                faults::point(Point::Row);
                 Ok(Seen::Change("insert"))
             }
             Message::Update(_) => self.uninteresting("update"),
@@ -154,6 +170,11 @@ impl Pipeline {
         let (schema, table) = (relation.namespace.as_str(), relation.name.as_str());
         if schema == self.outbox.schema && table == self.outbox.table {
             Ok(Table::Outbox(Box::new(OutboxTable::new(relation, &self.outbox.columns)?)))
+        } else if (schema, table) == RESEND {
+            // A row that is sent again looks as it did the first time.
+            let of_the_outbox =
+                Relation { namespace: self.outbox.schema.clone(), name: self.outbox.table.clone(), ..relation.clone() };
+            Ok(Table::Outbox(Box::new(OutboxTable::new(&of_the_outbox, &self.outbox.columns)?.resent())))
         } else if Heartbeat::is_table(schema, table) {
             Ok(Table::Heartbeat(relation.columns.iter().map(|column| column.name.clone()).collect()))
         } else {
@@ -176,6 +197,9 @@ impl Pipeline {
         let transaction = self.transaction.as_mut().ok_or(ProgressError::EventWithoutBegin)?;
         let ordinal = transaction.next_ordinal;
         transaction.next_ordinal += 1;
+        if faults::seeded(Bug::SkipByRowLsn) && row_lsn < self.progress.received() {
+            return Ok(());
+        }
         match self.tables.get(&relation).ok_or(PipelineError::UnknownRelation(relation))? {
             Table::Outbox(table) => {
                 transaction.events += 1;
@@ -202,8 +226,13 @@ impl Pipeline {
     }
 
     fn commit(&mut self, end: Lsn, time: SystemTime) -> Result<Seen, PipelineError> {
-        self.progress.commit(end, time)?;
+        faults::point(Point::Commit);
+        let end = Lsn(end.0 + u64::from(faults::seeded(Bug::AckEndPlusOne)));
         let transaction = self.transaction.take().ok_or(ProgressError::CommitWithoutBegin)?;
+        if let Some(heartbeat) = &transaction.heartbeat {
+            self.continuity.next(heartbeat.no, heartbeat.xmax()).map_err(|gap| PipelineError::Gap(gap, end))?;
+        }
+        self.progress.commit(end, time)?;
         let own = transaction.events > 0 || transaction.heartbeat.is_some();
         if let Some(heartbeat) = transaction.heartbeat {
             self.heartbeats.push_back((end, heartbeat));

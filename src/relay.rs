@@ -12,10 +12,11 @@ use crate::config::Config;
 use crate::dead_letters::desk::{Registry, desk};
 use crate::error::{self, Error};
 use crate::metrics::Metrics;
-use crate::postgres::slot::Halt;
+use crate::postgres::halt::Halt;
+use crate::postgres::witness::Witness;
 use crate::rabbitmq::publisher::{Batch, Broker, BrokerError};
-use crate::session::{Ended, Remembered, Session, SessionError};
-use crate::status::{DeadLetters, Role, Status};
+use crate::session::{Ended, Session, SessionError};
+use crate::status::{DeadLetters, InDoubt, Role, Status};
 use crate::traces::Spans;
 
 /// Batches between the session and the publisher. Few: what waits belongs into the window, which is bounded in bytes.
@@ -49,11 +50,11 @@ pub async fn run(
     let (stop_sender, stop) = watch::channel(false);
     let mut relay = Relay {
         broker: Broker::new(Arc::clone(&config), metrics.clone(), status.clone(), spans),
+        witness: Witness::new(config.state_dir.as_deref(), &config.slot),
         config,
         metrics,
         status,
         stop,
-        remembered: Arc::default(),
         sessions: 0,
         trouble: Trouble::default(),
     };
@@ -81,7 +82,7 @@ struct Relay {
     status: Status,
     stop: watch::Receiver<bool>,
     broker: Broker,
-    remembered: Arc<Remembered>,
+    witness: Witness,
     sessions: u64,
     trouble: Trouble,
 }
@@ -148,7 +149,7 @@ impl Relay {
             batches,
             resolved,
             stop: self.stop.clone(),
-            remembered: Arc::clone(&self.remembered),
+            witness: self.witness.clone(),
             missing_topology,
         };
         let mut session = spawn(session, registry)?;
@@ -210,6 +211,14 @@ impl Relay {
         {
             self.metrics.reconnects.with_label_values(&["postgres", reason]).inc();
         }
+        let in_doubt = match error {
+            RoundError::Session(error) => error.halt().map(|halt| InDoubt {
+                reason: halt.reason(),
+                from_lsn: halt.from.to_string(),
+                to_lsn: halt.to.to_string(),
+            }),
+            RoundError::Broker(_) => None,
+        };
         self.metrics.set_role(role);
         if !still_halted {
             self.metrics.set_halted(halt);
@@ -217,8 +226,16 @@ impl Relay {
         self.status.update(|status| {
             status.role = role;
             status.problem = Some(text.clone());
+            if !still_halted {
+                status.halt = in_doubt;
+            }
         });
-        if self.trouble.is_news(&text) {
+        // The interval in doubt grows while it is looked at.
+        let kind = match error {
+            RoundError::Session(error) => error.halt().map(|halt| format!("{} {}", halt.reason(), halt.from)),
+            RoundError::Broker(_) => None,
+        };
+        if self.trouble.is_news(kind.as_deref().unwrap_or(&text)) {
             if halt.is_some() {
                 tracing::error!(problem = text, "halted: nothing is published until this is decided");
             } else {

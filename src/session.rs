@@ -7,7 +7,6 @@
 mod carrier;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use secrecy::ExposeSecret;
@@ -20,26 +19,33 @@ use crate::config::Config;
 use crate::config::load::SecretError;
 use crate::dead_letters::DeadLetter;
 use crate::dead_letters::desk::{Answer, Registry};
+use crate::error;
 use crate::event::Ticket;
 use crate::event::outbox::EventBuilder;
 use crate::event::route::{RouteError, Router};
-use crate::lsn::Lsn;
 use crate::metrics::Metrics;
+use crate::pipeline::continuity::Continuity;
 use crate::pipeline::{Pipeline, PipelineError};
 use crate::postgres::error::ConnectError;
+use crate::postgres::halt::Halt;
+use crate::postgres::halts;
 use crate::postgres::replication::{ReplicationConnection, ReplicationError, ReplicationStream};
-use crate::postgres::slot::{self, Before, Halt, SlotError, Taken};
+use crate::postgres::slot::{self, Before, SlotError, Taken};
 use crate::postgres::sql::{self, Sql, SqlError};
 use crate::postgres::state::{self, StateError};
 use crate::postgres::url::{ParseTargetError, Target};
+use crate::postgres::witness::{Known, Witness};
 use crate::rabbitmq::publisher::Batch;
-use crate::state_writer::StateWriter;
+use crate::state_writer::{StateWriter, Watched};
 use crate::status::{Role, Status};
 
 /// Feedback is coalesced to one status update in this time; PostgreSQL is asked for a keepalive (its word on how far the
 /// WAL is) once in [`PING`].
 const FEEDBACK: Duration = Duration::from_secs(1);
 const PING: Duration = Duration::from_secs(10);
+/// Nothing from PostgreSQL for this long, though each [`PING`] asks for an answer: it is dead, and something between keeps the
+/// connection. A walsender that decodes a large transaction answers after half of `wal_sender_timeout` (60 s) at the latest.
+const SILENCE: Duration = Duration::from_secs(90);
 /// Bytes of WAL taken in one go; together with the channel's capacity it bounds what is between reader and publisher. Events take
 /// about four times as much, and what fits the processor's cache is cheaper to hand over.
 const READ_BYTES: usize = 256 * 1024;
@@ -47,6 +53,8 @@ const READ_BYTES: usize = 256 * 1024;
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The server's consent to START_REPLICATION: it reads the slot from disk and the WAL's start.
 const START: Duration = Duration::from_secs(30);
+/// To leave a halt in the database.
+const LEAVE: Duration = Duration::from_secs(5);
 /// How often a standby asks for the lock (with jitter of as much again).
 const STANDBY_POLL: Duration = Duration::from_millis(500);
 
@@ -62,28 +70,11 @@ pub struct Session {
     pub resolved: mpsc::UnboundedReceiver<Vec<Ticket>>,
     /// True when the relay is to stop.
     pub stop: watch::Receiver<bool>,
-    pub remembered: Arc<Remembered>,
+    /// What outlives a session: it is compared with the record (rule R8).
+    pub witness: Witness,
     /// What the events need and the broker has not. It keeps a relay from its first start only: later, what it concerns
     /// is held and the rest flows (rule R5).
     pub missing_topology: Option<String>,
-}
-
-/// What outlives a session in this process: the highest position that PostgreSQL was allowed to forget (rule R8).
-#[derive(Debug, Default)]
-pub struct Remembered(AtomicU64);
-
-impl Remembered {
-    fn raise(&self, lsn: Lsn) {
-        self.0.fetch_max(lsn.0, Ordering::Relaxed);
-    }
-
-    fn reset(&self) {
-        self.0.store(0, Ordering::Relaxed);
-    }
-
-    fn get(&self) -> Lsn {
-        Lsn(self.0.load(Ordering::Relaxed))
-    }
 }
 
 /// A session that is over.
@@ -115,8 +106,8 @@ pub enum SessionError {
     Pipeline(#[from] PipelineError),
     #[error(transparent)]
     Route(#[from] RouteError),
-    #[error("PostgreSQL skips the publication (`{0}`): run `postrider check`")]
-    PublicationSkipped(String),
+    #[error(transparent)]
+    Halt(#[from] Box<Halt>),
     #[error("the publisher has ended")]
     PublisherEnded,
     #[error("the session's thread could not be started or has died")]
@@ -138,6 +129,7 @@ impl SessionError {
     pub fn halt(&self) -> Option<&Halt> {
         match self {
             SessionError::Slot(SlotError::Halt(halt)) => Some(halt),
+            SessionError::Halt(halt) => Some(halt),
             _ => None,
         }
     }
@@ -171,7 +163,13 @@ impl Session {
             biased;
             end = ended.wait() => return Err(SessionError::SqlEnded(end)),
             _ = stop.wait_for(|stop| *stop) => return Ok(()),
-            started = self.start(&target, &mut sql) => started?,
+            started = self.start(&target, &mut sql) => match started {
+                Err(SessionError::Slot(SlotError::Halt(halt))) => {
+                    leave(&target, &self.config, &self.witness, &halt).await;
+                    return Err(Box::new(halt).into());
+                }
+                started => started?,
+            },
         };
         let Some((stream, taken, epoch, letters)) = started else { return Err(SessionError::PublisherEnded) };
 
@@ -184,13 +182,17 @@ impl Session {
             status.standing_by = false;
             status.relay_epoch = Some(epoch);
             status.problem = None;
+            status.halt = None;
         });
         let dead_letters = letters.len();
         tracing::info!(slot = self.config.slot, from = %taken.confirmed, relay_epoch = epoch, dead_letters, "carrying");
         let (metrics, status) = (self.metrics.clone(), self.status.clone());
         // Before the first batch: rule R6.
-        registry.answers.send(Answer::Loaded(letters)).map_err(|_| SessionError::PublisherEnded)?;
-        let writer = StateWriter::start(sql, &self.config.slot, epoch, registry);
+        let loaded = Answer::Loaded { relay_epoch: epoch, letters };
+        registry.answers.send(loaded).map_err(|_| SessionError::PublisherEnded)?;
+        let watched = Watched { witness: self.witness.clone(), publication: taken.publication.clone() };
+        let writer = StateWriter::start(sql, Arc::clone(&self.config), watched, epoch, registry);
+        let (config, witness) = (Arc::clone(&self.config), self.witness.clone());
         let result = self.carry(stream, &taken, writer, ended).await;
         metrics.session_up.set(0);
         metrics.set_role(Role::Standby);
@@ -198,6 +200,9 @@ impl Session {
             status.role = Role::Standby;
             status.session_up = false;
         });
+        if let Err(SessionError::Halt(halt)) = &result {
+            leave(&target, &config, &witness, halt).await;
+        }
         result
     }
 
@@ -210,8 +215,12 @@ impl Session {
     ) -> Result<Option<(ReplicationStream, Taken, i64, Vec<DeadLetter>)>, SessionError> {
         let mut replication = ReplicationConnection::connect(target, &self.config.application_name()).await?;
         let mut waiting = false;
-        while !slot::try_lock(sql.client(), &mut replication, &self.config.slot).await? {
-            if !waiting {
+        let halted = self.status.snapshot().role == Role::Halted;
+        // A standby without a broker would keep the slot from one that has it.
+        while !(self.can_publish() && slot::try_lock(sql.client(), &mut replication, &self.config.slot).await?) {
+            // Whoever looks at a halted slot holds its lock for a moment: `adopt`, another replica.
+            let still_halted = halted && halts::load(sql.client(), &self.config.slot).await?.is_some();
+            if !waiting && !still_halted && self.can_publish() {
                 waiting = true;
                 tracing::info!(slot = self.config.slot, "another relay carries; standing by");
                 let text = format!("another relay holds slot {}; standing by to take over", self.config.slot);
@@ -223,6 +232,7 @@ impl Session {
                     status.role = Role::Standby;
                     status.standing_by = true;
                     status.problem = Some(text);
+                    status.halt = None;
                 });
             }
             if self.resolved.is_closed() {
@@ -230,15 +240,18 @@ impl Session {
             }
             sleep(STANDBY_POLL.mul_f64(1.0 + rand::random::<f64>())).await;
         }
-        let before = Before { remembered: self.remembered.get(), missing_topology: self.missing_topology.take() };
+        let before = Before { witness: &self.witness, missing_topology: self.missing_topology.take() };
         let taken = slot::take(sql.client_mut(), &mut replication, &self.config, before).await?;
-        if taken.made {
-            self.remembered.reset();
-        }
-        self.remembered.raise(taken.confirmed);
         let stream = replication.start(&self.config.slot, &[&self.config.publication], START).await?;
-        let (epoch, letters) = state::take_over(sql.client_mut(), &self.config.slot).await?;
+        let (epoch, letters) = state::take_over(sql.client_mut(), &self.config.slot, taken.source()).await?;
+        halts::forget(sql.client(), &self.config.slot).await?;
+        self.witness.begin(Known::of(&self.config.slot, &taken, epoch));
         Ok(Some((stream, taken, epoch, letters)))
+    }
+
+    fn can_publish(&self) -> bool {
+        let status = self.status.snapshot();
+        status.broker_up && status.broker_blocked.is_none()
     }
 
     async fn carry(
@@ -262,6 +275,7 @@ impl Session {
             taken.source_epoch,
             &self.config.slot,
             &self.config.outbox,
+            Continuity::new(taken.recorded_heartbeat_no, taken.heartbeat_no, taken.born),
             builder,
         );
         let mut carrier = Carrier {
@@ -270,6 +284,7 @@ impl Session {
             intended: taken.confirmed,
             received: taken.confirmed,
             own_progress: false,
+            afterwards: None,
             last_beat: None,
             // What the session before has delivered may not have been shown.
             unshown_event: true,
@@ -283,20 +298,30 @@ impl Session {
             heartbeat_interval: self.config.limits.heartbeat_interval,
             metrics: self.metrics.clone(),
             status: self.status.clone(),
-            remembered: Arc::clone(&self.remembered),
+            slot: self.config.slot.clone(),
+            publication: (self.config.publication.clone(), taken.publication.clone()),
+            remedy: slot::create_publication(&self.config),
+            proven: taken.confirmed,
+            looking: None,
+            unwitnessed: false,
+            passed_heartbeat: None,
         };
         let mut feedback = interval(FEEDBACK);
         feedback.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut ping = interval(PING);
+        // A status update for each third of what the server waits, also while nothing is read: its own questions go unread then.
+        let mut ping = interval(PING.min(carrier.stream.sender_timeout() / 3));
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The sender, or the room it has reserved: never both. Dropping it tells the publisher to finish what it has.
         let mut batches = Some(self.batches);
         let mut room: Option<mpsc::OwnedPermit<Batch>> = None;
         let mut frames = Vec::new();
         let mut drain_until: Option<Instant> = None;
+        // While nothing is read nothing is heard.
+        let mut deaf_until = Instant::now();
 
         loop {
             let reading = drain_until.is_none();
+            let silent_at = carrier.stream.heard().max(deaf_until) + SILENCE;
             tokio::select! {
                 biased;
                 // R9: PostgreSQL ends ordinary sessions first when it shuts down. Returning drops the replication
@@ -336,16 +361,41 @@ impl Session {
                 // Reading waits for room with the publisher: this is the back-pressure, and feedback goes on meanwhile.
                 reserved = reserve(&mut batches), if reading && room.is_none() => {
                     room = Some(reserved.ok_or(SessionError::PublisherEnded)?);
+                    deaf_until = Instant::now();
                 }
                 read = carrier.stream.next_batch(&mut frames, READ_BYTES), if room.is_some() => {
-                    read?;
+                    read.map_err(|error| carrier.stream_ended(error))?;
                     let events = carrier.take(&mut frames).await?;
                     if !events.is_empty() && let Some(permit) = room.take() {
                         batches = Some(permit.send(Batch { events }));
                     }
                     carrier.note_progress();
                 }
+                () = sleep_until(Some(silent_at)), if room.is_some() => {
+                    let silence = ReplicationError::Timeout { what: "a sign of life", seconds: SILENCE.as_secs() };
+                    return Err(silence.into());
+                }
             }
+        }
+    }
+}
+
+/// Leaves a halt in the database, for `adopt` and for the next session. By a connection of its own: that of the session has ended with it.
+/// The relay halts whether it can be written or not.
+async fn leave(target: &Target, config: &Config, witness: &Witness, halt: &Halt) {
+    let source_epoch = witness.read(&config.slot).ok().flatten().map_or(0, |known| known.source_epoch);
+    let write = async {
+        let sql = Sql::connect(target, &config.application_name(), STATEMENT_TIMEOUT).await?;
+        halts::record(sql.client(), halt, source_epoch).await?;
+        Ok::<_, SessionError>(())
+    };
+    match tokio::time::timeout(LEAVE, write).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(error = %error::chain(&error), "cannot leave the halt in postrider.halts: `postrider adopt` looks for itself");
+        }
+        Err(_) => {
+            tracing::warn!("cannot leave the halt in postrider.halts in time: `postrider adopt` looks for itself");
         }
     }
 }

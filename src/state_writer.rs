@@ -1,17 +1,21 @@
 //! Writes of state beside the session, one at a time, so that a slow or locked table never holds up the stream.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
+use crate::config::Config;
 use crate::dead_letters::desk::{Answer, Command as Errand, Registry};
 use crate::error;
 use crate::event::Position;
-use crate::lsn::Lsn;
-use crate::postgres::dead_letters;
+use crate::faults::{self, Point};
+use crate::postgres::dead_letters::{self, Contents};
+use crate::postgres::slot::{self, SlotError};
 use crate::postgres::sql::Sql;
-use crate::postgres::state::{self, Heartbeat, Reading, StateError};
+use crate::postgres::state::{self, Heartbeat, HeartbeatNo, Reached, Reading, StateError};
+use crate::postgres::witness::Witness;
 
 /// Before a write of dead letters that has failed is tried again (a full disk, a lock that is held).
 const AGAIN: Duration = Duration::from_secs(1);
@@ -24,42 +28,48 @@ pub struct StateWriter {
 }
 
 enum Command {
-    Progress { intended: Lsn, acknowledged: Lsn },
+    Progress(Reached),
     Beat,
     Confirm(Heartbeat),
     Clock,
+    Publication,
 }
 
 /// What became of a write.
 #[derive(Debug)]
 pub enum Written {
     Progress {
-        intended: Lsn,
+        reached: Reached,
         result: Result<(), StateError>,
+        /// The file of the second witness.
+        witness: Result<(), std::io::Error>,
     },
-    Beat(Result<(), StateError>),
+    Beat(Result<HeartbeatNo, StateError>),
     Confirmed(Result<(), StateError>),
     Clock(Result<Reading, StateError>),
-    /// The dead letters may not be written any more: the session must end.
+    /// What the publication is made of, or what is wrong with it.
+    Publication(Result<String, SlotError>),
+    /// The dead letters may not be written any more, or are others than it was thought: the session must end.
     Fenced(StateError),
 }
 
 impl StateWriter {
     /// Every write is fenced by `epoch` (rule R6). Ends when the writer is dropped, and the SQL session with it. What the
     /// publisher wants with the dead letters comes by `registry`.
-    pub fn start(sql: Sql, slot: &str, epoch: i64, registry: Registry) -> Self {
-        // Few are ever under way: one progress, one beat, one confirmation, one reading, one end.
+    pub fn start(sql: Sql, config: Arc<Config>, source: Watched, epoch: i64, registry: Registry) -> Self {
+        // Few are ever under way: one progress, one beat, one confirmation, one reading, one look at the publication, one end.
         let (commands, inbox) = mpsc::channel(8);
         let (outbox, written) = mpsc::channel(8);
-        let writer = Writer { sql, slot: slot.to_owned(), epoch, answers: registry.answers, said: false };
+        let slot = config.slot.clone();
+        let Watched { witness, publication } = source;
+        let writer = Writer { sql, config, witness, publication, slot, epoch, answers: registry.answers, said: false };
         tokio::spawn(writer.write(inbox, outbox, registry.commands));
         StateWriter { commands, written, progress_under_way: false }
     }
 
     /// Asks for the record that allows acknowledging up to `intended`; false while one is under way.
-    pub fn progress(&mut self, intended: Lsn, acknowledged: Lsn) -> bool {
-        let taken =
-            !self.progress_under_way && self.commands.try_send(Command::Progress { intended, acknowledged }).is_ok();
+    pub fn progress(&mut self, reached: Reached) -> bool {
+        let taken = !self.progress_under_way && self.commands.try_send(Command::Progress(reached)).is_ok();
         self.progress_under_way |= taken;
         taken
     }
@@ -79,6 +89,11 @@ impl StateWriter {
         self.commands.try_send(Command::Clock).ok();
     }
 
+    /// Asks what the publication is made of; false when the task is too busy to take it.
+    pub fn look_at_publication(&mut self) -> bool {
+        self.commands.try_send(Command::Publication).is_ok()
+    }
+
     /// The next result. Cancel-safe. Never resolves once the task is gone: the end of the SQL session is told elsewhere.
     pub async fn written(&mut self) -> Written {
         let Some(written) = self.written.recv().await else { return std::future::pending().await };
@@ -89,8 +104,19 @@ impl StateWriter {
     }
 }
 
+/// What is compared while a session goes on.
+#[derive(Debug)]
+pub struct Watched {
+    pub witness: Witness,
+    /// What the publication was made of when the session began.
+    pub publication: String,
+}
+
 struct Writer {
     sql: Sql,
+    config: Arc<Config>,
+    witness: Witness,
+    publication: String,
     slot: String,
     epoch: i64,
     answers: mpsc::UnboundedSender<Answer>,
@@ -139,7 +165,10 @@ impl Writer {
                     }
                     self.answers.send(answer).ok();
                 }
-                Err(error) if matches!(error, StateError::Fenced { .. }) || error.session_is_gone() => {
+                Err(error)
+                    if matches!(error, StateError::Fenced { .. } | StateError::Displaced { .. })
+                        || error.session_is_gone() =>
+                {
                     outbox.send(Written::Fenced(error)).await.ok();
                     return;
                 }
@@ -159,17 +188,45 @@ impl Writer {
     async fn carry_out(&self, command: Command) -> Written {
         let (client, slot) = (self.sql.client(), &self.slot);
         match command {
-            Command::Progress { intended, acknowledged } => {
-                let result = state::write_progress(client, slot, self.epoch, intended, acknowledged).await;
-                Written::Progress { intended, result }
+            Command::Progress(reached) => {
+                let result = state::write_progress(client, slot, self.epoch, reached).await;
+                self.witness.raise(reached.intended, reached.acknowledged, reached.heartbeat);
+                Written::Progress { reached, result, witness: self.save_witness().await }
             }
-            Command::Beat => Written::Beat(state::beat(client, slot, self.epoch).await.map(drop)),
+            Command::Beat => {
+                let beaten = state::beat(client, slot, self.epoch).await;
+                if let Ok(no) = &beaten {
+                    self.witness.heartbeat(*no);
+                }
+                Written::Beat(beaten)
+            }
             Command::Confirm(heartbeat) => {
+                // It would say of rows that passed unseen that they are delivered. A change that comes after this look concerns only rows
+                // that the heartbeat's snapshot does not see.
+                let found = match slot::check_publication(client, &self.config).await {
+                    Err(SlotError::Sql(error)) => return Written::Confirmed(Err(StateError::unseen(error))),
+                    found => found,
+                };
+                if found.as_ref().ok() != Some(&self.publication) {
+                    return Written::Publication(found);
+                }
                 let Heartbeat { no, snapshot, .. } = heartbeat;
                 Written::Confirmed(state::confirm_heartbeat(client, slot, self.epoch, no, &snapshot).await)
             }
             Command::Clock => Written::Clock(state::read_clock(client).await),
+            Command::Publication => Written::Publication(slot::check_publication(client, &self.config).await),
         }
+    }
+
+    /// On a thread of its own: a slow disk must not hold up the stream.
+    async fn save_witness(&self) -> std::io::Result<()> {
+        if !self.witness.has_file() {
+            return Ok(());
+        }
+        let witness = self.witness.clone();
+        tokio::task::spawn_blocking(move || witness.save())
+            .await
+            .unwrap_or_else(|error| Err(std::io::Error::other(error)))
     }
 
     async fn run(&mut self, errand: &Errand) -> Result<Answer, StateError> {
@@ -177,11 +234,14 @@ impl Writer {
         Ok(match errand {
             Errand::Park(letters) => {
                 dead_letters::park(self.sql.client_mut(), slot, epoch, letters).await?;
+                faults::point(Point::Parked);
                 let positions: Vec<Position> = letters.iter().map(|letter| letter.event.position).collect();
                 Answer::Parked(positions)
             }
             Errand::Remove(positions) => {
+                faults::point(Point::Released);
                 dead_letters::remove(self.sql.client(), slot, epoch, positions).await?;
+                faults::point(Point::Removed);
                 Answer::Removed
             }
             Errand::FailedAgain(failed) => {
@@ -189,8 +249,9 @@ impl Writer {
                 Answer::FailedAgain
             }
             Errand::Fetch(positions) => {
-                let contents = dead_letters::fetch(self.sql.client(), slot, positions).await?;
-                Answer::Fetched { asked: positions.clone(), contents }
+                let found = dead_letters::fetch(self.sql.client(), slot, positions).await?;
+                let Contents { readable: contents, unreadable } = found;
+                Answer::Fetched { asked: positions.clone(), contents, unreadable }
             }
             Errand::Look => Answer::Looked(dead_letters::look(self.sql.client(), slot).await?),
         })

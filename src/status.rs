@@ -1,6 +1,7 @@
 //! What the relay knows of itself, for `/status`, `/ready` and `postrider status`.
 //!
-//! One small structure behind a lock, written by the tasks that know and read by the admin listener. Nothing decides by it.
+//! One small structure behind a lock, written by the tasks that know and read by the admin listener. Nothing decides by it, but
+//! that a standby without a broker does not ask for the slot.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,6 +31,9 @@ pub struct Snapshot {
     pub broker_blocked: Option<String>,
     /// What keeps the relay from carrying, and what to do about it. `None` while it carries.
     pub problem: Option<String>,
+    /// What is in doubt while the role is `halted` for anything but poison.
+    pub halt: Option<InDoubt>,
+    /// How many times the slot has been taken over: of two relays that believe to carry, the one with the higher number is right.
     pub relay_epoch: Option<i64>,
     /// End of the last transaction (or keepalive) before which everything is delivered, as reported to PostgreSQL.
     pub acknowledged_lsn: Option<String>,
@@ -73,6 +77,15 @@ pub struct SlotState {
     /// What keeps the restart LSN, and with it WAL, back: the oldest transactions of the cluster. Empty unless the slot retains
     /// much more than it has not confirmed.
     pub restart_held_by: Vec<Holder>,
+}
+
+/// Why the relay has halted, and what is in doubt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct InDoubt {
+    /// One of [`crate::metrics::HALTS`].
+    pub reason: &'static str,
+    pub from_lsn: String,
+    pub to_lsn: String,
 }
 
 /// A transaction that is open.

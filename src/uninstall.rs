@@ -11,6 +11,7 @@ use tokio_postgres::{Client, Row};
 use crate::config::Config;
 use crate::migrate::{self, MigrateError, Target};
 use crate::postgres::quote::{fill, quote_literal};
+use crate::postgres::witness::Witness;
 
 /// What there is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +70,10 @@ pub enum Publication {
 /// Why it is not removed, or not further. Each says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum UninstallError {
+    #[error(
+        "cannot remove the state file of the slot (state_dir): {0}. Remove it by hand, or a later relay halts at the missing slot"
+    )]
+    StateFile(std::io::Error),
     #[error(
         "slot {slot} is in use (pid {pid}): stop its relay first, as by systemctl stop or docker stop; if it is no relay that you know, `select pg_terminate_backend({pid})`"
     )]
@@ -244,6 +249,10 @@ pub async fn remove(
         client.execute_typed(include_str!("../sql/queries/forget_slot.sql"), &[(slot, Type::TEXT)]).await.map_err(
             |error| denied(error, "remove the slot's record", "run it as the owner of the schema postrider"),
         )?;
+    }
+    // A later slot of its name begins anew; the file would say that this one is missing.
+    if let Some(directory) = &config.state_dir {
+        Witness::new(Some(directory), slot).remove().map_err(UninstallError::StateFile)?;
     }
     if survey.publication_changes() {
         let statement = fill(

@@ -15,12 +15,22 @@ with wanted (schema, name, privilege, optional) as (
         ('postrider', 'heartbeat', 'select', false),
         ('postrider', 'heartbeat', 'insert', false),
         ('postrider', 'heartbeat', 'delete', false),
+        ('postrider', 'halts', 'select', false),
+        ('postrider', 'halts', 'insert', false),
+        ('postrider', 'halts', 'update', false),
+        ('postrider', 'halts', 'delete', false),
         ('postrider', 'dead_letters', 'select', false),
         ('postrider', 'dead_letters', 'insert', false),
         ('postrider', 'dead_letters', 'update', false),
         ('postrider', 'dead_letters', 'delete', false),
         ('postrider', 'dead_letter_chunks', 'select', false),
         ('postrider', 'dead_letter_chunks', 'insert', false),
+        ('postrider', 'adoptions', 'select', false),
+        ('postrider', 'adoptions', 'insert', true),
+        ('postrider', 'repaired', 'select', false),
+        ('postrider', 'repaired', 'insert', true),
+        ('postrider', 'resend', 'insert', true),
+        ('postrider', 'resend', 'delete', true),
         ($1::text, $2::text, 'select', true)
 )
 select

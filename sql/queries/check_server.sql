@@ -12,5 +12,6 @@ select
     pg_catalog.current_setting('max_slot_wal_keep_size') as max_slot_wal_keep_size,
     -- PostgreSQL 18 and later.
     coalesce(pg_catalog.current_setting('idle_replication_slot_timeout', true), '0') as idle_slot_timeout,
+    pg_catalog.current_setting('wal_sender_timeout') as wal_sender_timeout,
     pg_catalog.current_setting('server_encoding') as encoding,
     current_user::text as role

@@ -1,5 +1,6 @@
 -- Dead letters that were published and refused again stay. $1: slot, $2: relay epoch, $3: positions, $4: reasons, $5: errors.
 --
+-- One without a reason was not published, because it could not be read: it keeps the one that it has.
 -- A mark that asks for something else than this publish is left. Locks and result: as in remove_dead_letters.sql.
 with carried as (
     select slot from postrider.progress where slot = $1 and relay_epoch = $2 for share
@@ -17,9 +18,9 @@ locked as (
 ),
 noted as (
     update postrider.dead_letters as letter
-    set attempts = letter.attempts + 1,
-        last_attempt_at = now(),
-        reason = failed.reason,
+    set attempts = letter.attempts + (failed.reason is not null)::integer,
+        last_attempt_at = case when failed.reason is null then letter.last_attempt_at else now() end,
+        reason = coalesce(failed.reason, letter.reason),
         error = failed.error,
         mark = nullif(letter.mark, 'redrive'),
         marked_at = case when letter.mark <> 'redrive' then letter.marked_at end,

@@ -15,7 +15,7 @@ begin
         from pg_catalog.pg_publication_tables as published
         where published.pubname = here.publication
             and (published.schemaname, published.tablename) <> (here.outbox_schema, here.outbox_table)
-            and (published.schemaname, published.tablename) <> ('postrider', 'heartbeat')
+            and (published.schemaname, published.tablename) not in (('postrider', 'heartbeat'), ('postrider', 'resend'))
     ) then
         execute pg_catalog.format('drop publication if exists %I', here.publication);
         return;
@@ -29,7 +29,7 @@ begin
         where publication.pubname = here.publication
             and (
                 (namespace.nspname = here.outbox_schema and class.relname = here.outbox_table and here.outbox_published)
-                or (namespace.nspname = 'postrider' and class.relname = 'heartbeat')
+                or (namespace.nspname = 'postrider' and class.relname in ('heartbeat', 'resend'))
             )
     loop
         execute pg_catalog.format('alter publication %I drop table %I.%I', here.publication, member.nspname, member.relname);

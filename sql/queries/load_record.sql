@@ -1,4 +1,4 @@
--- The record of a slot, with the last heartbeat that its open life has seen confirmed.
+-- The record of a slot, with the start of its open life.
 select
     progress.slot,
     progress.publication,
@@ -11,7 +11,9 @@ select
     progress.relay_epoch,
     progress.source_epoch,
     progress.heartbeat_no,
-    life.heartbeat_no as confirmed_heartbeat_no,
+    progress.recorded_heartbeat_no,
+    progress.publication_state,
+    life.born::text as born,
     progress.updated_at
 from postrider.progress as progress
 left join postrider.lives as life on life.slot = progress.slot and life.ended_at is null

@@ -14,7 +14,7 @@ select
         where publication.pubname = $2::text and here.publication = $2::text
             and (
                 (namespace.nspname = here.outbox_schema and class.relname = here.outbox_table and here.outbox_published)
-                or (namespace.nspname = 'postrider' and class.relname = 'heartbeat')
+                or (namespace.nspname = 'postrider' and class.relname in ('heartbeat', 'resend'))
             )
     ) as has_ours,
     -- Slots that another relay of this database reads, through this publication or another one.
@@ -32,6 +32,6 @@ select
         cross join postrider.settings as here
         where published.pubname = $2::text
             and (published.schemaname, published.tablename) <> (here.outbox_schema, here.outbox_table)
-            and (published.schemaname, published.tablename) <> ('postrider', 'heartbeat')
+            and (published.schemaname, published.tablename) not in (('postrider', 'heartbeat'), ('postrider', 'resend'))
         order by 1
     ) as other_tables

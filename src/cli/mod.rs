@@ -1,9 +1,11 @@
 //! The command line: one module a command.
 
+pub mod adopt;
 pub mod check;
 pub mod dlq;
 mod message;
 pub mod migrate;
+pub mod repair;
 pub mod run;
 pub mod status;
 pub mod tail;
@@ -55,6 +57,10 @@ pub enum Command {
     Tail(tail::TailArgs),
     /// Look after the dead letters: the events that could not be delivered, or, with --queue, a dead-letter queue of consumers
     Dlq(Box<dlq::DlqArgs>),
+    /// Get over a halt: accept what is in doubt, with a reason that is kept
+    Adopt(adopt::AdoptArgs),
+    /// Send again the rows of the outbox that are not surely delivered
+    Repair(repair::RepairArgs),
     /// Drop the slot, then the publication: shows first what is undelivered
     Uninstall(uninstall::UninstallArgs),
 }
@@ -65,7 +71,7 @@ impl Command {
         match self {
             Command::Run | Command::Check(_) => Needs::BothServers,
             Command::Dlq(args) if args.queue.is_some() => Needs::Broker,
-            Command::Dlq(_) | Command::Uninstall(_) => Needs::Database,
+            Command::Dlq(_) | Command::Adopt(_) | Command::Repair(_) | Command::Uninstall(_) => Needs::Database,
             Command::Migrate(args) if !(args.print || args.print_roles) => Needs::Database,
             Command::Tail(args) if args.amqp_url.is_none() => Needs::Broker,
             Command::Migrate(_) | Command::Status(_) | Command::Tail(_) => Needs::Nothing,

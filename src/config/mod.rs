@@ -28,6 +28,8 @@ pub struct Config {
     /// Replication slot: lower-case letters, digits and underscores, at most 63.
     pub slot: String,
     pub publication: String,
+    /// Where a second record of the slot is kept, besides the one in the database.
+    pub state_dir: Option<PathBuf>,
     pub admin_listen: SocketAddr,
     pub log_format: LogFormat,
     /// `tracing-subscriber` filter directives.

@@ -118,7 +118,7 @@ pub(super) fn envelope(
 }
 
 /// Whether a text is one JSON value. Neither recursive nor bounded in depth: `IgnoredAny` keeps its stack on the heap.
-pub(super) fn is_json(text: &str) -> bool {
+pub(crate) fn is_json(text: &str) -> bool {
     serde_json::from_str::<IgnoredAny>(text).is_ok()
 }
 

@@ -16,7 +16,7 @@ use super::{HeaderValue, Poison, PoisonReason, Properties};
 const FRAME_MAX: usize = 131_072;
 /// Type, channel and size before a frame, and its end octet.
 const FRAME_OVERHEAD: usize = 8;
-/// For what is added at each send: `x-postrider-sent-at` and `x-postrider-redelivered`.
+/// For what is added at each send: `x-postrider-sent-at`, `x-postrider-relay-epoch` and `x-postrider-redelivered`.
 const ADDED_LATER: usize = 256;
 const MAX_ENCODED: usize = FRAME_MAX - FRAME_OVERHEAD - ADDED_LATER;
 /// Of an AMQP short string, in bytes.

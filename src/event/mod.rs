@@ -234,7 +234,8 @@ pub struct Position {
     pub commit: Lsn,
     /// Number of the row in its transaction, counted over all row messages, from 0.
     pub ordinal: u32,
-    /// A key change in `debezium` format is up to three messages; otherwise 0.
+    /// A key change in `debezium` format is up to three messages; otherwise 0. From 128 on: at its own place is the dead letter of
+    /// another event ([`crate::hold::Displaced`]).
     pub part: u8,
 }
 

@@ -8,7 +8,9 @@ use super::headers::{self, AllowedHeaders, MAX_SHORT, RowHeaders};
 use super::payload::JSON;
 use super::route::{KeyValues, Router, Rule};
 use super::table::{Identity, Row, Scalar};
-use super::{Event, Header, HeaderValue, Message, Poison, PoisonReason, Position, Properties, Ticket, cdc, payload};
+use super::{
+    Event, Header, HeaderValue, Message, Poison, PoisonReason, Position, Properties, REDELIVERED, Ticket, cdc, payload,
+};
 use crate::config::Format;
 use crate::lsn::Lsn;
 use crate::pgoutput::message::Tuple;
@@ -179,7 +181,7 @@ impl EventBuilder {
             content_type,
             timestamp: u64::try_from(unix_micros(context.commit_time).div_euclid(1_000_000)).unwrap_or(0),
             correlation_id: row_headers.correlation_id.take(),
-            headers: message_headers(&values, row_headers, position),
+            headers: message_headers(&values, row_headers, position, table.resent),
         };
         note(headers::check_size(&properties));
         (Message { routing_key, properties, body: body.into() }, unfit)
@@ -238,9 +240,9 @@ fn fits_short(text: &str, what: &str) -> Result<(), Poison> {
     Err(Poison::new(PoisonReason::BadProperty, detail))
 }
 
-fn message_headers(row: &Row<'_>, row_headers: RowHeaders, position: Position) -> Vec<Header> {
+fn message_headers(row: &Row<'_>, row_headers: RowHeaders, position: Position, resent: bool) -> Vec<Header> {
     /// Ours: at most this many.
-    const OWN: usize = 9;
+    const OWN: usize = 10;
     let mut headers = Vec::with_capacity(OWN + row_headers.others.len());
     let mut set = |name: &'static str, value: Option<HeaderValue>| {
         headers.extend(value.map(|value| (Cow::Borrowed(name), value)));
@@ -259,6 +261,7 @@ fn message_headers(row: &Row<'_>, row_headers: RowHeaders, position: Position) -
     set("traceparent", row_headers.traceparent.map(HeaderValue::Text));
     set("tracestate", row_headers.tracestate.map(HeaderValue::Text));
     set("x-postrider-position", Some(HeaderValue::Text(position.to_string())));
+    set(REDELIVERED, resent.then_some(HeaderValue::Bool(true)));
     headers.extend(row_headers.others.into_iter().map(|(name, value)| (Cow::Owned(name), value)));
     headers
 }

@@ -15,6 +15,8 @@ pub struct OutboxTable {
     pub(super) table: String,
     /// [`super::cdc::table_fragment`].
     pub(super) source_fragment: Vec<u8>,
+    /// Its rows are sent again: see [`Self::resent`].
+    pub(super) resent: bool,
     id: Column,
     aggregatetype: Column,
     aggregateid: Column,
@@ -124,6 +126,12 @@ pub(super) struct Identity<'a> {
 }
 
 impl OutboxTable {
+    /// The same, for rows that a person has sent again: their messages have the header `x-postrider-redelivered`.
+    pub fn resent(mut self) -> OutboxTable {
+        self.resent = true;
+        self
+    }
+
     /// An optional column is used where the table has it. One that the configuration gives a name of its own must be
     /// there, so that a slip of the pen does not silently leave it out; the empty name means that it is not used.
     ///
@@ -162,6 +170,7 @@ impl OutboxTable {
             schema: relation.namespace.clone(),
             table: relation.name.clone(),
             source_fragment: super::cdc::table_fragment(&relation.namespace, &relation.name),
+            resent: false,
             id: required(&columns.id, "id")?,
             aggregatetype: required(&columns.aggregatetype, "aggregatetype")?,
             aggregateid: required(&columns.aggregateid, "aggregateid")?,

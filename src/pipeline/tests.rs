@@ -2,6 +2,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::{BufMut, BytesMut};
 
+use super::continuity::Continuity;
 use super::*;
 use crate::config::{Columns, Format, RouteRule};
 use crate::event::route::Router;
@@ -89,7 +90,9 @@ impl Bench {
         };
         let builder = EventBuilder::new("shop", "shop", Router::new(&[route]).unwrap(), &[], 1_000_000);
         let outbox = Outbox { schema: "public".to_owned(), table: "outbox".to_owned(), columns: Columns::default() };
-        let mut bench = Bench { pipeline: Pipeline::new(1, Lsn(100), 3, "mine", &outbox, builder), events: Vec::new() };
+        let continuity = Continuity::new(None, 100, 0);
+        let pipeline = Pipeline::new(1, Lsn(100), 3, "mine", &outbox, continuity, builder);
+        let mut bench = Bench { pipeline, events: Vec::new() };
         let columns = [("id", 2950), ("aggregatetype", 25), ("aggregateid", 25), ("type", 25), ("payload", 3802)];
         bench.takes(relation(OUTBOX, "public", "outbox", &columns));
         bench.takes(relation(HEARTBEAT, "postrider", "heartbeat", &[("slot", 25), ("no", 20), ("snapshot", 5038)]));

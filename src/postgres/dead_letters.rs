@@ -16,13 +16,16 @@ use futures_util::TryStreamExt;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row, Transaction};
 
-pub use fetch::fetch;
+pub use fetch::{Contents, fetch};
 pub use park::park;
 
 use super::state::{StateError, fenced};
-use crate::dead_letters::{DeadLetter, FailedAgain, Mark};
+use crate::dead_letters::{DeadLetter, FailedAgain, Mark, Reason, Unreadable};
 use crate::event::Position;
+use crate::lsn::Lsn;
 
+/// Rows that one log line names.
+const SHOWN: usize = 20;
 /// What a row holds of a body, and what a chunk holds of the rest. The constraints of the tables say the same.
 const PIECE: usize = 1024 * 1024;
 
@@ -56,13 +59,30 @@ pub async fn load(transaction: &Transaction<'_>, slot: &str) -> Result<Vec<DeadL
     // Row by row, with each key once: there may be a hundred thousand of them, of a few keys.
     let mut keys = HashSet::new();
     let mut letters = Vec::new();
+    let mut unreadable = Vec::new();
     while let Some(row) = rows.try_next().await.map_err(StateError::during(DOING))? {
-        letters.push(dead_letter(&row, &mut keys)?);
+        letters.push(dead_letter(&row, &mut keys, &mut unreadable)?);
+    }
+    if let Some(first) = unreadable.first() {
+        let ids: Vec<i64> = unreadable.iter().take(SHOWN).map(|letter| letter.id).collect();
+        tracing::error!(
+            count = unreadable.len(),
+            ids = ?ids,
+            why = first.why,
+            "dead letters cannot be read: no relay of this version writes such rows. They stay, with the later events of their keys \
+             behind them, and all else is carried; `postrider dlq redrive ID` tries one all the same, `postrider dlq discard ID` \
+             gives it up (where it is the position that cannot be read, delete the row)"
+        );
     }
     Ok(letters)
 }
 
-fn dead_letter(row: &Row, keys: &mut HashSet<Arc<str>>) -> Result<DeadLetter, StateError> {
+/// A row that is not one of ours holds its keys all the same, and waits for a person: without it their order is not known.
+fn dead_letter(
+    row: &Row,
+    keys: &mut HashSet<Arc<str>>,
+    unreadable: &mut Vec<Unreadable>,
+) -> Result<DeadLetter, StateError> {
     let mut shared = |key: &str| match keys.get(key) {
         Some(key) => Arc::clone(key),
         None => {
@@ -71,18 +91,32 @@ fn dead_letter(row: &Row, keys: &mut HashSet<Arc<str>>) -> Result<DeadLetter, St
             key
         }
     };
+    let id = row.get("id");
+    let (known, reason) = (position(row.get("position")), row.get::<_, &str>("reason").parse::<Reason>());
+    let mark = row.get::<_, Option<&str>>("mark").map(mark).transpose();
+    let why = match (&known, &reason, &mark) {
+        (Err(_), _, _) => Some("its position is none"),
+        (_, Err(_), _) => Some("its reason is unknown"),
+        (_, _, Err(_)) => Some("its mark is unknown"),
+        _ => None,
+    };
+    // Before all events, and apart from each other: nobody knows where it belongs.
+    let nowhere = u32::try_from(unreadable.len()).unwrap_or(u32::MAX);
+    let position = known.unwrap_or(Position { epoch: 0, commit: Lsn::ZERO, ordinal: nowhere, part: 0 });
+    unreadable.extend(why.map(|why| Unreadable { id, position, why }));
     Ok(DeadLetter {
-        id: row.get("id"),
-        position: position(row.get("position"))?,
+        id,
+        position,
+        event_id: row.get::<_, &str>("event_id").into(),
         keys: row.get::<_, Vec<&str>>("keys").into_iter().map(&mut shared).collect(),
         route: row.get("route"),
         exchange: row.get("exchange"),
         routing_key: row.get("routing_key"),
-        reason: row.get::<_, &str>("reason").parse().map_err(|_| StateError::Damaged("an unknown reason"))?,
+        reason: if why.is_some() { Reason::Unreadable } else { reason.unwrap_or(Reason::Unreadable) },
         holds_key: row.get("holds_key"),
         bytes: size(row)?,
         parked_at: row.get("parked_at"),
-        mark: row.get::<_, Option<&str>>("mark").map(mark).transpose()?,
+        mark: mark.unwrap_or_default(),
     })
 }
 
@@ -102,7 +136,8 @@ pub async fn remove(client: &Client, slot: &str, epoch: i64, positions: &[Positi
 /// themselves are no error.
 pub async fn failed_again(client: &Client, slot: &str, epoch: i64, failed: &[FailedAgain]) -> Result<(), StateError> {
     let positions: Vec<String> = failed.iter().map(|failed| failed.position.to_string()).collect();
-    let reasons: Vec<&str> = failed.iter().map(|failed| failed.reason.as_str()).collect();
+    let reason = |failed: &FailedAgain| Some(failed.reason.as_str()).filter(|_| failed.reason != Reason::Unreadable);
+    let reasons: Vec<Option<&str>> = failed.iter().map(reason).collect();
     let errors: Vec<String> = failed.iter().map(|failed| storable(&failed.error)).collect();
     let row = client
         .query_typed_one(
@@ -133,7 +168,10 @@ pub async fn look(client: &Client, slot: &str) -> Result<Look, StateError> {
         look.count = u64::try_from(row.get::<_, i64>("count")).map_err(|_| StateError::Damaged("a negative count"))?;
         if let Some(text) = row.get::<_, Option<&str>>("mark") {
             let event_id = row.get::<_, &str>("event_id").into();
-            look.marks.push(Marked { position: position(row.get("position"))?, event_id, mark: mark(text)? });
+            // What cannot be read was said when it was loaded.
+            if let (Ok(position), Ok(mark)) = (position(row.get("position")), mark(text)) {
+                look.marks.push(Marked { position, event_id, mark });
+            }
         }
     }
     Ok(look)

@@ -7,7 +7,7 @@ use std::io;
 
 use tokio_postgres::error::DbError;
 
-use crate::tls::TlsConfigError;
+use crate::tls::{TlsConfigError, refuses_ours};
 
 /// For [`ConnectError::Login`].
 pub(super) const NO_PASSWORD: &str = "the server asks for a password, and DATABASE_URL has none";
@@ -139,6 +139,9 @@ impl ConnectError {
 
 fn io_hint(error: &io::Error) -> &'static str {
     match error.kind() {
+        _ if refuses_ours(error) => {
+            "; the server does not take the client certificate: one of an authority in its ssl_ca_file belongs into sslcert and sslkey of DATABASE_URL"
+        }
         io::ErrorKind::ConnectionRefused => "; is the server running, and are host and port in DATABASE_URL right?",
         io::ErrorKind::NotFound => "; there is no such Unix socket: is the server running here, with this port?",
         io::ErrorKind::PermissionDenied => "; this user may not open the Unix socket",
@@ -155,6 +158,12 @@ fn server_hint(error: &ServerError) -> &'static str {
         "28P01" => "; the user or the password in DATABASE_URL is wrong",
         "28000" if error.message.contains("pg_hba") => {
             "; add a line to pg_hba.conf for this user, database and address (hostssl, scram-sha-256), then select pg_reload_conf()"
+        }
+        "28000" if error.message.contains("client certificate") => {
+            "; pg_hba.conf asks for one here: name a certificate of an authority in the server's ssl_ca_file, and its key, in DATABASE_URL with sslcert=/path/to/cert.pem and sslkey=/path/to/key.pem"
+        }
+        "28000" if error.message.contains("ertificate authentication") => {
+            "; the certificate of sslcert is another user's: its common name has to be the user of DATABASE_URL, or be mapped to it (pg_ident.conf, map= in pg_hba.conf)"
         }
         "28000" => "; this user may not log in here",
         "3D000" => "; create the database, or correct its name in DATABASE_URL",

@@ -3,7 +3,7 @@
 //! [`ReplicationConnection`] is a session with `replication=database`, in which SQL works too (the advisory lock, creating
 //! the slot); [`ReplicationConnection::start`] turns it into a [`ReplicationStream`].
 
-mod frame;
+pub(crate) mod frame;
 mod login;
 mod stream;
 mod wire;
@@ -22,6 +22,7 @@ use wire::{Incoming, Wire};
 use super::dial::{self, Route};
 use super::error::{ConnectError, ServerError};
 use super::url::Target;
+use crate::faults::{self, Bug};
 use crate::lsn::Lsn;
 
 /// How long a cancelled query may take to admit it.
@@ -49,6 +50,11 @@ pub enum ReplicationError {
     Login(String),
     #[error("PostgreSQL sent {0}")]
     Protocol(String),
+    /// pgoutput writes a row as one message, which PostgreSQL cannot make larger than 1 GiB (`MaxAllocSize`).
+    #[error(
+        "PostgreSQL cannot send a row: {0}. With all its columns a row must stay below 1 GiB as text. Nothing behind it can be carried until a person gives its transaction up: stop the relay, move the slot past it with `select pg_replication_slot_advance(...)`, and start again to be told what that leaves in doubt"
+    )]
+    RowTooLarge(ServerError),
     #[error("an earlier query was abandoned on this replication connection")]
     Abandoned,
     #[error("`{0}` is no name for a slot: lower-case letters, digits and underscores, at most 63")]
@@ -81,6 +87,7 @@ pub struct ReplicationConnection {
     process: i32,
     secret: i32,
     server_version: u32,
+    sender_timeout: Duration,
     notices: Vec<String>,
     /// False while an answer is outstanding: then nothing can be asked.
     between_queries: bool,
@@ -178,7 +185,12 @@ impl ReplicationConnection {
         if !self.between_queries {
             return Err(ReplicationError::Abandoned);
         }
-        let command = start_command(slot, publications)?;
+        let mut command = start_command(slot, publications)?;
+        if faults::seeded(Bug::ResumeAtServer) {
+            let position = self.query("select pg_catalog.pg_current_wal_flush_lsn()", deadline).await?;
+            let position = position.into_iter().flatten().flatten().next().unwrap_or_default();
+            command = command.replacen("0/0", &position, 1);
+        }
         let consent = async {
             self.wire.send(&PgWireFrontendMessage::Query(Query::new(command))).await?;
             loop {
@@ -193,7 +205,7 @@ impl ReplicationConnection {
         let seconds = deadline.as_secs();
         let timeout = Err(ReplicationError::Timeout { what: "START_REPLICATION", seconds });
         tokio::time::timeout(deadline, consent).await.unwrap_or(timeout)?;
-        Ok(ReplicationStream::new(self.wire, self.notices))
+        Ok(ReplicationStream::new(self.wire, self.notices, self.sender_timeout))
     }
 }
 

@@ -11,16 +11,23 @@ use tokio_postgres::Client;
 
 use crate::config::Config;
 use crate::error;
+use crate::faults::{self, Bug, Point};
 use crate::lsn::Lsn;
+use crate::postgres::halt::{self, Cause, Halt, Scene, SlotRow};
+use crate::postgres::halts;
 use crate::postgres::quote::{quote_ident, quote_literal};
 use crate::postgres::replication::{ReplicationConnection, ReplicationError, Rows};
-use crate::postgres::state::{self, Phase, Record, ServerIdentity, StateError};
+use crate::postgres::state::{self, HeartbeatNo, Phase, Record, ServerIdentity, Source, StateError};
+use crate::postgres::timeline;
+use crate::postgres::witness::{Known, Witness};
 
 /// How long the making of a slot may wait for running transactions before it gives up and names them. While it waits, a
 /// walsender is taken and the slot holds back vacuum.
 const SLOT_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Counting the rows that were there before the slot is a courtesy; it must not take the first start hostage.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(30);
+/// `server_version_num` from which on a slot can survive the promotion of a standby.
+const FAILOVER_SLOTS: u32 = 170_000;
 /// For statements that only look something up.
 const QUICK: Duration = Duration::from_secs(10);
 /// Added to a time-out of the server's, so that its own comes first, with its own words.
@@ -36,14 +43,29 @@ pub struct Taken {
     pub made: bool,
     /// Goes into positions (see [`crate::event::Position`]).
     pub source_epoch: u32,
+    /// What the publication is made of.
+    pub publication: String,
+    /// The newest heartbeat that may have been acknowledged: the first one may be at most one more (D10).
+    pub recorded_heartbeat_no: Option<HeartbeatNo>,
+    /// The last one that was written.
+    pub heartbeat_no: HeartbeatNo,
+    /// The first transaction of the slot's life.
+    pub born: u64,
+    /// What the second witness knew.
+    pub known: Option<Known>,
+}
+
+impl Taken {
+    pub fn source(&self) -> Source<'_> {
+        Source { timeline: self.identity.timeline, epoch: self.source_epoch, publication: &self.publication }
+    }
 }
 
 /// What this process knows before it looks.
-#[derive(Debug, Default)]
-pub struct Before {
-    /// The highest position that this process has allowed PostgreSQL to forget; it stands in for a record that could not
-    /// be written (rule R8).
-    pub remembered: Lsn,
+#[derive(Debug)]
+pub struct Before<'a> {
+    /// It stands in for a record that could not be written (rule R8), and against one that was rewound.
+    pub witness: &'a Witness,
     /// A slot is not made while there is nowhere to publish to: nobody would notice the WAL that it keeps.
     pub missing_topology: Option<String>,
 }
@@ -67,7 +89,7 @@ pub enum SlotError {
         "the schema `postrider` is not there or not complete: run `postrider migrate` as the owner of the database"
     )]
     NotMigrated,
-    #[error("publication {publication} does not exist: run `postrider migrate`, or `{statement}`")]
+    #[error("publication {publication} does not exist: as the owner of the tables run `{statement}`")]
     PublicationMissing { publication: String, statement: String },
     #[error("publication {publication} does not publish {what}: run `{statement}`")]
     PublicationIncomplete { publication: String, what: String, statement: String },
@@ -94,71 +116,12 @@ pub enum SlotError {
     State(#[from] StateError),
 }
 
-/// Continuity cannot be proven (guarantee G8): nothing is published until a person has decided. Never healed by skipping.
-#[derive(Debug, thiserror::Error)]
-pub enum Halt {
-    #[error(
-        "slot {slot} is gone, and events committed after {acknowledged} may never have been sent. Accept that gap with `delete from postrider.progress where slot = '{slot}'`: a new slot is made then, which starts at the present"
-    )]
-    SlotMissing { slot: String, acknowledged: Lsn },
-    #[error(
-        "slot {slot} exists (confirmed up to {confirmed}), but there is no record of it in postrider.progress: it was made by something else, or the record was lost. Choose another name by POSTRIDER_SLOT, or drop it with `select pg_drop_replication_slot('{slot}')`: a new slot is made then, which starts at the present"
-    )]
-    UnknownSlot { slot: String, confirmed: Lsn },
-    #[error(
-        "this is another database than the one that slot {slot} was made in (system identifier and database were {recorded}, are {observed}): DATABASE_URL leads elsewhere, or this is a copy. To start anew here run `delete from postrider.progress where slot = '{slot}'`"
-    )]
-    SourceChanged { slot: String, recorded: String, observed: String },
-    #[error(
-        "slot {slot} has moved on without us: it has confirmed {confirmed}, and we allowed {intended} at most. Events committed between the two were never sent. Accept that gap with `delete from postrider.progress where slot = '{slot}'` and `select pg_drop_replication_slot('{slot}')`"
-    )]
-    SlotAdvanced { slot: String, intended: Lsn, confirmed: Lsn },
-    #[error(
-        "PostgreSQL has invalidated slot {slot} ({reason}): the WAL after {acknowledged} is gone. Accept that gap with `select pg_drop_replication_slot('{slot}')` and `delete from postrider.progress where slot = '{slot}'`"
-    )]
-    SlotLost { slot: String, reason: String, acknowledged: Lsn },
-    #[error(
-        "slot {slot} is not a persistent pgoutput slot of this database ({found}): choose another name by POSTRIDER_SLOT"
-    )]
-    WrongSlot { slot: String, found: String },
-    #[error(
-        "the server's WAL ends at {flushed}, before what was acknowledged ({acknowledged}): the database was restored or rewound, and events may be missing or different. To start anew run `select pg_drop_replication_slot('{slot}')` and `delete from postrider.progress where slot = '{slot}'`"
-    )]
-    SourceRewound { slot: String, flushed: Lsn, acknowledged: Lsn },
-}
-
-impl Halt {
-    /// For `postrider_halted`: one of [`crate::metrics::HALTS`].
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Halt::SlotMissing { .. } => "slot_missing",
-            Halt::UnknownSlot { .. } => "unknown_slot",
-            Halt::SourceChanged { .. } => "source_changed",
-            Halt::SlotAdvanced { .. } => "slot_advanced",
-            Halt::SlotLost { .. } => "slot_lost",
-            Halt::WrongSlot { .. } => "wrong_slot",
-            Halt::SourceRewound { .. } => "source_rewound",
-        }
-    }
-}
-
-/// The slot as `pg_replication_slots` shows it.
-#[derive(Debug)]
-struct SlotRow {
-    plugin: Option<String>,
-    database: Option<String>,
-    temporary: bool,
-    confirmed: Lsn,
-    wal_status: Option<String>,
-    active_pid: Option<i32>,
-}
-
 /// Leaves the slot ready for START_REPLICATION, or says why it cannot be. The caller has the lock ([`try_lock`]).
 pub async fn take(
     sql: &mut Client,
     replication: &mut ReplicationConnection,
     config: &Config,
-    before: Before,
+    before: Before<'_>,
 ) -> Result<Taken, SlotError> {
     let identity = state::server_identity(sql).await?;
     same_server(sql, replication).await?;
@@ -172,89 +135,129 @@ pub async fn take(
     if crate::migrate::version(sql).await? < crate::migrate::LATEST {
         return Err(SlotError::NotMigrated);
     }
-    check_publication(sql, config).await?;
-
+    if faults::seeded(Bug::RecreateSlot) && find(sql, &config.slot).await?.is_none() {
+        sql.execute(include_str!("../../sql/queries/forget_slot.sql"), &[&config.slot]).await?;
+    }
     let record = state::load(sql, &config.slot).await?;
+    let (scene, known) = look(sql, Some(replication), config, before.witness, identity, record).await?;
+    halt::examine(&config.slot, &scene, known.as_ref().filter(|_| !faults::seeded(Bug::RecreateSlot)))?;
+    if let Some(left) = halts::load(sql, &config.slot).await?.filter(|left| left.decided_by_a_person) {
+        return Err(Halt::left(&config.slot, &left).into());
+    }
+    let publication = check_publication(sql, config).await;
+    if let Some(halt) = missed(config, &scene, &publication) {
+        return Err(halt.into());
+    }
+    let publication = publication?;
+    let Scene { identity, slot, record, .. } = scene;
+    let (Some(record), Some(slot)) = (record, slot) else {
+        return match before.missing_topology {
+            Some(obstacle) => Err(SlotError::NotYet { slot: config.slot.clone(), obstacle }),
+            None => create(sql, replication, config, identity, publication).await,
+        };
+    };
+    let mut source_epoch = record.source_epoch;
+    // A crash came between the slot's making and its record.
+    if record.phase == Phase::Creating {
+        state::slot_created(sql, &config.slot, slot.confirmed, &config.outbox).await?;
+    } else if record.timeline != identity.timeline {
+        // What was published and not yet acknowledged may be another transaction's here, at the same position.
+        source_epoch += 1;
+        tracing::warn!(
+            slot = record.slot,
+            from = record.timeline,
+            to = identity.timeline,
+            source_epoch,
+            "the server is on a new timeline, which has all that was acknowledged; going on in a new source epoch"
+        );
+    }
+    Ok(Taken {
+        confirmed: slot.confirmed,
+        made: false,
+        source_epoch,
+        publication,
+        recorded_heartbeat_no: record
+            .recorded_heartbeat_no
+            .max(known.as_ref().and_then(|known| known.recorded_heartbeat_no)),
+        heartbeat_no: record.heartbeat_no,
+        born: record.born.unwrap_or_default(),
+        identity,
+        known,
+    })
+}
+
+/// What the halt rules compare, and the second witness.
+pub async fn look(
+    sql: &Client,
+    replication: Option<&mut ReplicationConnection>,
+    config: &Config,
+    witness: &Witness,
+    identity: ServerIdentity,
+    record: Option<Record>,
+) -> Result<(Scene, Option<Known>), SlotError> {
     let slot = find(sql, &config.slot).await?;
-    let name = config.slot.clone();
-    // A record that was never completed says only that the slot was about to be made.
-    let begun = record.as_ref().is_some_and(|record| record.phase == Phase::Ready);
-    match (record, slot) {
-        (_, None) if !begun => match before.missing_topology {
-            Some(obstacle) => Err(SlotError::NotYet { slot: name, obstacle }),
-            None => create(sql, replication, config, identity).await,
-        },
-        (None, Some(slot)) => Err(Halt::UnknownSlot { slot: name, confirmed: slot.confirmed }.into()),
-        (record, None) => {
-            let acknowledged = record.and_then(|record| record.acknowledged).unwrap_or_default();
-            Err(Halt::SlotMissing { slot: name, acknowledged }.into())
+    let flushed = flushed(sql).await?;
+    // An adoption has made the older witness worthless. A new timeline has not: it raises the epoch too.
+    let adopted = state::newest_adoption(sql, &config.slot).await?.unwrap_or_default();
+    let known = witness.read(&config.slot).map_err(|error| Halt {
+        slot: config.slot.clone(),
+        from: record.as_ref().and_then(|record| record.acknowledged).unwrap_or_default(),
+        to: flushed,
+        cause: Cause::StateFile { problem: error.to_string() },
+    })?;
+    let known = known.filter(|known| known.source_epoch >= adopted);
+    let recorded = record.as_ref().map(|record| record.timeline);
+    let fork = match (recorded, replication) {
+        (Some(recorded), Some(replication)) if recorded != identity.timeline => {
+            Some(timeline::fork(replication, recorded, identity.timeline).await)
         }
-        (Some(record), Some(slot)) => {
-            let flushed = sql.query_one("select pg_catalog.pg_current_wal_flush_lsn()::text", &[]).await?;
-            resumable(
-                &record,
-                &slot,
-                &identity,
-                &Bounds { remembered: before.remembered, flushed: lsn(flushed.get(0)) },
-            )?;
-            // A crash came between the slot's making and its record.
-            if record.phase == Phase::Creating {
-                state::slot_created(sql, &config.slot, slot.confirmed, &config.outbox).await?;
-            }
-            Ok(Taken { confirmed: slot.confirmed, made: false, source_epoch: record.source_epoch, identity })
+        _ => None,
+    };
+    Ok((Scene { identity, slot, record, flushed, fork }, known))
+}
+
+/// Where the server's WAL ends.
+pub async fn flushed(sql: &Client) -> Result<Lsn, tokio_postgres::Error> {
+    Ok(lsn(sql.query_one("select pg_catalog.pg_current_wal_flush_lsn()::text", &[]).await?.get(0)))
+}
+
+/// Whether rows have passed unseen because the publication is not what it was when the slot was taken first (D9).
+pub async fn missed_publication(sql: &Client, config: &Config, scene: &Scene) -> Result<Option<Halt>, SlotError> {
+    Ok(missed(config, scene, &check_publication(sql, config).await))
+}
+
+/// A publication that is not what it was when the slot was taken first: rows have passed unseen, or will. Before that nothing can have been
+/// missed.
+fn missed(config: &Config, scene: &Scene, found: &Result<String, SlotError>) -> Option<Halt> {
+    let record = scene.record.as_ref().filter(|record| record.phase == Phase::Ready)?;
+    let changed = |observed: String, remedy: Option<&String>| Cause::PublicationChanged {
+        publication: config.publication.clone(),
+        recorded: record.publication_state.clone().unwrap_or_else(|| "complete".to_owned()),
+        observed,
+        remedy: remedy.cloned(),
+    };
+    let cause = match found {
+        Ok(observed) if record.publication_state.as_ref().is_none_or(|recorded| recorded == observed) => return None,
+        Ok(observed) => changed(observed.clone(), None),
+        Err(SlotError::PublicationMissing { publication, statement }) => {
+            Cause::PublicationMissing { publication: publication.clone(), remedy: statement.clone() }
         }
-    }
+        Err(SlotError::PublicationIncomplete { what, statement, .. }) => {
+            changed(format!("without {what}"), Some(statement))
+        }
+        Err(_) => return None,
+    };
+    let from = record.acknowledged.unwrap_or_default();
+    Some(Halt { slot: config.slot.clone(), cause, from, to: scene.flushed })
 }
 
-/// What the slot's position is compared with, besides its record.
-struct Bounds {
-    /// See [`take`].
-    remembered: Lsn,
-    /// Where the server's WAL ends.
-    flushed: Lsn,
-}
-
-/// The halt rules for a slot that exists and is recorded.
-fn resumable(record: &Record, slot: &SlotRow, identity: &ServerIdentity, bounds: &Bounds) -> Result<(), Halt> {
-    let name = record.slot.clone();
-    let recorded = (record.system_identifier, record.database_oid);
-    let observed = (identity.system_identifier, identity.database_oid);
-    if recorded != observed {
-        let say = |(system, database)| format!("{system} and {database}");
-        return Err(Halt::SourceChanged { slot: name, recorded: say(recorded), observed: say(observed) });
-    }
-    if slot.plugin.as_deref() != Some("pgoutput")
-        || slot.temporary
-        || slot.database.as_deref() != Some(&identity.database)
-    {
-        let found = format!("plugin {:?}, database {:?}, temporary {}", slot.plugin, slot.database, slot.temporary);
-        return Err(Halt::WrongSlot { slot: name, found });
-    }
-    let acknowledged = record.acknowledged.unwrap_or_default();
-    if slot.wal_status.as_deref() == Some("lost") {
-        return Err(Halt::SlotLost { slot: name, reason: "wal_status is `lost`".to_owned(), acknowledged });
-    }
-    // A slot whose making was announced and not yet recorded has acknowledged nothing: there is no bound to compare with.
-    if let Some(intended) = record.intended.map(|intended| intended.max(bounds.remembered))
-        && slot.confirmed > intended
-    {
-        return Err(Halt::SlotAdvanced { slot: name, intended, confirmed: slot.confirmed });
-    }
-    // Behind what was acknowledged is normal, because PostgreSQL saves a slot's position at checkpoints only; but not on WAL
-    // that ends before it.
-    // A database that was rewound has a rewound record; this process may know better.
-    let known = acknowledged.max(bounds.remembered);
-    if bounds.flushed < known {
-        return Err(Halt::SourceRewound { slot: name, flushed: bounds.flushed, acknowledged: known });
-    }
-    Ok(())
-}
-
-/// A load balancer in front of two servers would let us write state to one and read WAL from the other.
+/// A load balancer in front of two servers would let us write state to one and read WAL from the other. A standby has its primary's system
+/// identifier, and a clone may have been started in the same instant: both are asked.
 async fn same_server(sql: &Client, replication: &mut ReplicationConnection) -> Result<(), SlotError> {
-    const STARTED: &str = "select pg_catalog.pg_postmaster_start_time()::text";
-    let sql: String = sql.query_one(STARTED, &[]).await?.get(0);
-    let replication = single(replication.query(STARTED, QUICK).await?);
+    const WHICH: &str = "select pg_catalog.format('%s, system identifier %s', pg_catalog.pg_postmaster_start_time(), system_identifier) \
+                         from pg_catalog.pg_control_system()";
+    let sql: String = sql.query_one(WHICH, &[]).await?.get(0);
+    let replication = single(replication.query(WHICH, QUICK).await?);
     if replication == sql { Ok(()) } else { Err(SlotError::DifferentServers { replication, sql }) }
 }
 
@@ -268,15 +271,19 @@ fn single(rows: Rows) -> String {
 /// The lock lives in the replication connection, so that it dies with the walsender (R6). It is never waited for on the
 /// server: a waiting statement would hold back vacuum. Trying again on a connection that has the lock succeeds.
 pub async fn try_lock(sql: &Client, replication: &mut ReplicationConnection, slot: &str) -> Result<bool, SlotError> {
-    let statement = format!(
-        "select pg_catalog.pg_try_advisory_lock(pg_catalog.hashtext('postrider'), pg_catalog.hashtext({}))",
-        quote_literal(slot)
-    );
-    let got = single(replication.query(&statement, QUICK).await?) == "t";
+    let got = single(replication.query(&lock_statement(slot), QUICK).await?) == "t";
     Ok(got && find(sql, slot).await?.is_none_or(|row| row.active_pid.is_none()))
 }
 
-async fn find(sql: &Client, slot: &str) -> Result<Option<SlotRow>, tokio_postgres::Error> {
+/// Takes the lock of a slot for its session, or says false.
+pub fn lock_statement(slot: &str) -> String {
+    format!(
+        "select pg_catalog.pg_try_advisory_lock(pg_catalog.hashtext('postrider'), pg_catalog.hashtext({}))",
+        quote_literal(slot)
+    )
+}
+
+pub async fn find(sql: &Client, slot: &str) -> Result<Option<SlotRow>, tokio_postgres::Error> {
     let row = sql.query_opt(include_str!("../../sql/queries/slot.sql"), &[&slot]).await?;
     Ok(row.map(|row| SlotRow {
         plugin: row.get("plugin"),
@@ -284,6 +291,7 @@ async fn find(sql: &Client, slot: &str) -> Result<Option<SlotRow>, tokio_postgre
         temporary: row.get("temporary"),
         confirmed: lsn(row.get::<_, Option<String>>("confirmed_flush_lsn").unwrap_or_default()),
         wal_status: row.get("wal_status"),
+        invalidation_reason: row.get("invalidation_reason"),
         active_pid: row.get("active_pid"),
     }))
 }
@@ -293,8 +301,8 @@ fn lsn(text: String) -> Lsn {
     text.parse().unwrap_or(Lsn::ZERO)
 }
 
-/// Without the publication (or with one that lost a table) events would pass the slot unseen: PostgreSQL 18 only warns.
-pub async fn check_publication(sql: &Client, config: &Config) -> Result<(), SlotError> {
+/// Without the publication (or with one that lost a table) events would pass the slot unseen: PostgreSQL 18 only warns. What it is made of.
+pub async fn check_publication(sql: &Client, config: &Config) -> Result<String, SlotError> {
     let outbox = &config.outbox;
     let row = sql
         .query_one(
@@ -305,10 +313,7 @@ pub async fn check_publication(sql: &Client, config: &Config) -> Result<(), Slot
     let publication = config.publication.clone();
     let (name, table) = (quote_ident(&publication), quote_table(config));
     if !row.get::<_, bool>("found") {
-        let statement = format!(
-            "create publication {name} for table {table}, postrider.heartbeat with (publish = 'insert', publish_via_partition_root = true)"
-        );
-        return Err(SlotError::PublicationMissing { publication, statement });
+        return Err(SlotError::PublicationMissing { publication, statement: create_publication(config) });
     }
     let incomplete =
         |what: String, statement: String| Err(SlotError::PublicationIncomplete { publication, what, statement });
@@ -319,9 +324,22 @@ pub async fn check_publication(sql: &Client, config: &Config) -> Result<(), Slot
     } else if !row.get::<_, bool>("heartbeat") {
         let what = "table postrider.heartbeat".to_owned();
         incomplete(what, format!("alter publication {name} add table postrider.heartbeat"))
+    } else if row.get::<_, bool>("leaves_out_rows") {
+        incomplete(
+            format!("all rows of {table}"),
+            format!("alter publication {name} set table {table}, postrider.heartbeat, postrider.resend"),
+        )
     } else {
-        Ok(())
+        Ok(row.get("state"))
     }
+}
+
+/// The statement that makes the publication as the migrations do.
+pub fn create_publication(config: &Config) -> String {
+    let (name, table) = (quote_ident(&config.publication), quote_table(config));
+    format!(
+        "create publication {name} for table {table}, postrider.heartbeat, postrider.resend with (publish = 'insert', publish_via_partition_root = true)"
+    )
 }
 
 /// First start: record the intent, make the slot, count what was there before, begin the slot's life.
@@ -330,16 +348,21 @@ async fn create(
     replication: &mut ReplicationConnection,
     config: &Config,
     identity: ServerIdentity,
+    publication: String,
 ) -> Result<Taken, SlotError> {
     let slot = &config.slot;
     state::announce_slot(sql, slot, &config.publication, &identity).await?;
     replication.query(&format!("set lock_timeout = {}", SLOT_LOCK_TIMEOUT.as_millis()), QUICK).await?;
     // In this transaction the slot's snapshot is ours: what it sees is exactly what was committed before the slot.
     replication.query("begin transaction isolation level repeatable read, read only", QUICK).await?;
-    let statement = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput USE_SNAPSHOT", quote_ident(slot));
+    // A slot that the standbys keep in step costs nothing where there are none, and cannot be asked for afterwards while it is used.
+    let failover = if replication.server_version() >= FAILOVER_SLOTS { ", FAILOVER true" } else { "" };
+    let statement =
+        format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'use'{failover})", quote_ident(slot));
     if let Err(error) = replication.query(&statement, SLOT_LOCK_TIMEOUT * 3).await {
         return Err(explain_failed_creation(sql, slot, error).await?);
     }
+    faults::point(Point::SlotMade);
     let earlier = count_earlier_rows(replication, config).await;
     replication.query("rollback", QUICK).await?;
     replication.query("set lock_timeout = 0", QUICK).await?;
@@ -360,7 +383,19 @@ async fn create(
             "slot made; rows of {table} that were committed before it existed will not be published, and they could not be counted",
         ),
     }
-    Ok(Taken { identity, confirmed, made: true, source_epoch: 0 })
+    // After an adoption both go on where they were.
+    let record = state::load(sql, slot).await?.ok_or_else(|| StateError::NoRecord { slot: slot.clone() })?;
+    Ok(Taken {
+        identity,
+        confirmed,
+        made: true,
+        source_epoch: record.source_epoch,
+        publication,
+        recorded_heartbeat_no: None,
+        heartbeat_no: record.heartbeat_no,
+        born: record.born.unwrap_or_default(),
+        known: None,
+    })
 }
 
 async fn count_earlier_rows(
@@ -402,6 +437,3 @@ async fn explain_failed_creation(sql: &Client, slot: &str, source: ReplicationEr
     };
     Ok(SlotError::CannotCreate { slot, hint, source })
 }
-
-#[cfg(test)]
-mod tests;

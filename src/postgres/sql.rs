@@ -237,7 +237,11 @@ fn refused(place: &str, error: tokio_postgres::Error) -> ConnectError {
         return ConnectError::Server { place, error: Box::new(db.into()) };
     }
     if let Some(io) = io_error(&error) {
-        return ConnectError::Io { place, source: io::Error::new(io.kind(), io.to_string()) };
+        // Of a TLS alert the kind is kept: it says what to do.
+        let alert = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).cloned();
+        let source =
+            alert.map_or_else(|| io::Error::new(io.kind(), io.to_string()), |alert| io::Error::new(io.kind(), alert));
+        return ConnectError::Io { place, source };
     }
     if error.is_closed() {
         return ConnectError::Io { place, source: io::ErrorKind::UnexpectedEof.into() };

@@ -31,6 +31,9 @@ pub enum StateError {
     NoRecord { slot: String },
     #[error("slot {slot} has no open life in postrider.lives, so nothing can be told to be surely delivered")]
     NoLife { slot: String },
+    /// What is known of the dead letters is not what is there: the next session loads them, and gives the event another place.
+    #[error("somebody has put a dead letter of slot {slot} where another event belongs; starting again from the slot")]
+    Displaced { slot: String },
     #[error("the schema postrider holds what no postrider writes: {0}")]
     Damaged(&'static str),
     #[error("cannot {doing}{advice}")]
@@ -48,6 +51,11 @@ impl StateError {
     /// written, and the same may be tried again.
     pub fn is_lock_timeout(&self) -> bool {
         matches!(self, StateError::Database { source, .. } if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
+    }
+
+    /// The publication could not be looked at.
+    pub fn unseen(source: tokio_postgres::Error) -> Self {
+        StateError::during("look at the publication")(source)
     }
 
     pub(super) fn during(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
@@ -108,8 +116,12 @@ pub struct Record {
     pub source_epoch: u32,
     /// The last one written.
     pub heartbeat_no: HeartbeatNo,
-    /// The last one that came back in the slot's open life: on a new connection the first may be up to one more.
-    pub confirmed_heartbeat_no: Option<HeartbeatNo>,
+    /// The newest one before `intended`: on a new connection the first may be at most one more (D10).
+    pub recorded_heartbeat_no: Option<HeartbeatNo>,
+    /// What the publication was made of when the slot was taken first.
+    pub publication_state: Option<String>,
+    /// The first transaction of the slot's open life.
+    pub born: Option<u64>,
     pub updated_at: SystemTime,
 }
 
@@ -159,7 +171,9 @@ fn record(row: &Row) -> Result<Record, StateError> {
         source_epoch: u32::try_from(row.get::<_, i32>("source_epoch"))
             .map_err(|_| StateError::Damaged("a negative source_epoch"))?,
         heartbeat_no: row.get("heartbeat_no"),
-        confirmed_heartbeat_no: row.get("confirmed_heartbeat_no"),
+        recorded_heartbeat_no: row.get("recorded_heartbeat_no"),
+        publication_state: row.get("publication_state"),
+        born: row.get::<_, Option<String>>("born").and_then(|born| born.parse().ok()),
         updated_at: row.get("updated_at"),
     })
 }
@@ -223,7 +237,11 @@ pub async fn slot_created(
 }
 
 /// Ends the open life of `slot`, if any, and begins another.
-async fn start_life(transaction: &Transaction<'_>, slot: &str, outbox: &Outbox) -> Result<NewLife, StateError> {
+pub(super) async fn start_life(
+    transaction: &Transaction<'_>,
+    slot: &str,
+    outbox: &Outbox,
+) -> Result<NewLife, StateError> {
     const DOING: &str = "begin a life of the slot";
     let outbox_xid_read: bool = transaction
         .query_one(
@@ -252,15 +270,38 @@ async fn start_life(transaction: &Transaction<'_>, slot: &str, outbox: &Outbox) 
     Ok(NewLife { born, outbox_xid_read })
 }
 
+/// What a session goes on from, for the record.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    pub timeline: i32,
+    pub epoch: u32,
+    /// What the publication is made of.
+    pub publication: &'a str,
+}
+
+/// The source epoch that the newest adoption of `slot` has begun; `None` without one.
+pub async fn newest_adoption(client: &Client, slot: &str) -> Result<Option<u32>, StateError> {
+    const NEWEST: &str = "select max(source_epoch) from postrider.adoptions where slot = $1";
+    let row = client.query_one(NEWEST, &[&slot]).await.map_err(StateError::during("look for adoptions of the slot"))?;
+    Ok(row.get::<_, Option<i32>>(0).and_then(|epoch| u32::try_from(epoch).ok()))
+}
+
 /// Makes this relay the one that writes, and returns its epoch and what is parked, in the order of positions. Call it once
 /// START_REPLICATION has succeeded, before the first publish (rule R6).
 ///
 /// One transaction, so that whatever the relay before has left is read after the last of its writes.
-pub async fn take_over(client: &mut Client, slot: &str) -> Result<(i64, Vec<DeadLetter>), StateError> {
+pub async fn take_over(
+    client: &mut Client,
+    slot: &str,
+    source: Source<'_>,
+) -> Result<(i64, Vec<DeadLetter>), StateError> {
     const DOING: &str = "take over the slot's state";
     let transaction = client.transaction().await.map_err(StateError::during(DOING))?;
     let epoch = transaction
-        .query_opt(include_str!("../../sql/queries/take_over.sql"), &[&slot])
+        .query_opt(
+            include_str!("../../sql/queries/take_over.sql"),
+            &[&slot, &source.timeline, &source.epoch.cast_signed(), &source.publication],
+        )
         .await
         .map_err(StateError::during(DOING))?
         .map(|row| row.get(0))
@@ -270,19 +311,25 @@ pub async fn take_over(client: &mut Client, slot: &str) -> Result<(i64, Vec<Dead
     Ok((epoch, parked))
 }
 
+/// How far the slot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// What is about to be acknowledged.
+    pub intended: Lsn,
+    /// What has been.
+    pub acknowledged: Lsn,
+    /// The newest heartbeat of this session before `intended`.
+    pub heartbeat: Option<HeartbeatNo>,
+}
+
 /// Records what is about to be acknowledged (`intended`) and what has been. `intended` must be durable before the
 /// acknowledgement that it allows is sent (rule R8).
-pub async fn write_progress(
-    client: &Client,
-    slot: &str,
-    epoch: i64,
-    intended: Lsn,
-    acknowledged: Lsn,
-) -> Result<(), StateError> {
+pub async fn write_progress(client: &Client, slot: &str, epoch: i64, reached: Reached) -> Result<(), StateError> {
+    let Reached { intended, acknowledged, heartbeat } = reached;
     let written = client
         .execute(
             include_str!("../../sql/queries/write_progress.sql"),
-            &[&slot, &epoch, &PgLsn::from(intended.0), &PgLsn::from(acknowledged.0)],
+            &[&slot, &epoch, &PgLsn::from(intended.0), &PgLsn::from(acknowledged.0), &heartbeat],
         )
         .await
         .map_err(StateError::during("write how far the slot may be acknowledged"))?;
@@ -370,6 +417,12 @@ impl Heartbeat {
     /// Whether a relation of the stream is the heartbeat's table.
     pub fn is_table(schema: &str, table: &str) -> bool {
         schema == "postrider" && table == "heartbeat"
+    }
+
+    /// One past the newest transaction that had ended (manual, "Transaction ID and Snapshot Information Functions"); zero if the text is
+    /// none of PostgreSQL's.
+    pub fn xmax(&self) -> u64 {
+        self.snapshot.split(':').nth(1).and_then(|xmax| xmax.parse().ok()).unwrap_or_default()
     }
 
     /// From the column names and text values of an Insert (`None`: SQL NULL). Other columns are not looked at.

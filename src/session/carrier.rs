@@ -1,22 +1,29 @@
 //! What a session does with what it hears: events out, feedback to PostgreSQL, heartbeats, the last words.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::{Remembered, SessionError};
+use super::SessionError;
 use crate::error;
 use crate::event::{Event, Ticket};
+use crate::faults::{self, Bug, Point};
 use crate::lsn::Lsn;
 use crate::metrics::Metrics;
-use crate::pipeline::{Pipeline, Seen};
-use crate::postgres::replication::{Frame, ReplicationStream};
-use crate::postgres::state::StateError;
+use crate::pipeline::continuity::Gap;
+use crate::pipeline::{Pipeline, PipelineError, Seen};
+use crate::postgres::halt::{Cause, Halt};
+use crate::postgres::replication::{Frame, ReplicationError, ReplicationStream};
+use crate::postgres::slot::SlotError;
+use crate::postgres::state::{HeartbeatNo, Reached, StateError};
 use crate::state_writer::{StateWriter, Written};
 use crate::status::Status;
 
 /// WAL without events of ours is acknowledged in steps of this size. Every acknowledgement is preceded by a write of state,
 /// which is WAL itself: without a step, an idle database would never come to rest.
 const IDLE_STEP_BYTES: u64 = 1024 * 1024;
+/// One more acknowledgement this long after the last one. PostgreSQL writes down which transactions run every 15 s while there is WAL
+/// (LOG_SNAPSHOT_INTERVAL_MS of its background writer), and lets go of what lies before that only when it is acknowledged. One and
+/// no more: its record is WAL itself.
+const AFTERWARDS: Duration = Duration::from_secs(20);
 /// From the last acknowledgement to the end of the connection, at most, when stopping.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 /// A session that has lasted this long has not met again what the one before halted at.
@@ -39,6 +46,8 @@ pub(super) struct Carrier {
     pub(super) received: Lsn,
     /// Something of ours (an event, a heartbeat) has been resolved and may wait to be acknowledged.
     pub(super) own_progress: bool,
+    /// When the one more acknowledgement is due.
+    pub(super) afterwards: Option<Instant>,
     pub(super) last_beat: Option<Instant>,
     /// An event has been resolved since the last heartbeat that was written.
     pub(super) unshown_event: bool,
@@ -54,7 +63,19 @@ pub(super) struct Carrier {
     pub(super) heartbeat_interval: Duration,
     pub(super) metrics: Metrics,
     pub(super) status: Status,
-    pub(super) remembered: Arc<Remembered>,
+    pub(super) slot: String,
+    /// Its name, and what it was made of when the session began.
+    pub(super) publication: (String, String),
+    /// The statement that makes it.
+    pub(super) remedy: String,
+    /// What was acknowledged before the publication was last found right: rows that were kept back since then come after it.
+    pub(super) proven: Lsn,
+    /// The same of the look that is under way.
+    pub(super) looking: Option<Lsn>,
+    /// The file of the witness could not be written; said once until it can be again.
+    pub(super) unwitnessed: bool,
+    /// The newest heartbeat with everything before it resolved.
+    pub(super) passed_heartbeat: Option<HeartbeatNo>,
 }
 
 impl Carrier {
@@ -80,7 +101,8 @@ impl Carrier {
                 Frame::Data { start, end, server_time, data } => {
                     self.received = self.received.max(end);
                     self.clock.get_or_insert_with(|| (server_time, SystemTime::now()));
-                    match self.pipeline.data(start, data, &mut events)? {
+                    let seen = self.pipeline.data(start, data, &mut events).map_err(|error| self.gap(error))?;
+                    match seen {
                         Seen::Change(op) if op == changes.0 => changes.1 += 1,
                         Seen::Change(op) => count(std::mem::replace(&mut changes, (op, 1))),
                         Seen::Commit { end, time, own } => {
@@ -99,12 +121,16 @@ impl Carrier {
                 }
                 // PostgreSQL 18 goes on without the publication and only says so: events would be lost in silence.
                 Frame::Notice(notice) if notice.contains(PUBLICATION_SKIPPED) => {
-                    return Err(SessionError::PublicationSkipped(notice));
+                    tracing::debug!(notice, "PostgreSQL says");
+                    return Err(self.publication_missing(self.received));
                 }
                 Frame::Notice(notice) => tracing::warn!(notice, "PostgreSQL says"),
             }
         }
         count(changes);
+        if faults::seeded(Bug::OrderById) {
+            events.sort_by(|one, other| one.id.cmp(&other.id));
+        }
         if let Some(time) = commit_time {
             self.metrics.last_received_commit.get().set(unix_seconds(time));
         }
@@ -130,19 +156,30 @@ impl Carrier {
         if ping {
             self.send_status(true).await?;
             self.writer.read_clock();
+            if self.looking.is_none() && self.writer.look_at_publication() {
+                self.looking = Some(self.acknowledged);
+            }
         }
+        // Before what it passes is recorded: the first heartbeat of the next session is judged by it (D10).
+        let passed = self.pipeline.passed_heartbeats().last();
+        self.passed_heartbeat = passed.as_ref().map(|heartbeat| heartbeat.no).or(self.passed_heartbeat);
         let reached = self.pipeline.progress().acknowledged();
         // Events and heartbeats are acknowledged at once, other WAL in steps.
-        if (self.own_progress && reached > self.intended) || reached.bytes_since(self.intended) > IDLE_STEP_BYTES {
+        let regular =
+            (self.own_progress && reached > self.intended) || reached.bytes_since(self.intended) > IDLE_STEP_BYTES;
+        let afterwards = reached > self.intended && self.afterwards.is_some_and(|at| at <= Instant::now());
+        if regular || afterwards {
+            faults::point(Point::Resolved);
             // What is resolved later sets the flag again.
-            if self.writer.progress(reached, self.acknowledged) {
+            if self.writer.progress(self.reached(reached)) {
                 self.own_progress = false;
+                self.afterwards = regular.then(|| Instant::now() + AFTERWARDS);
             }
         }
         if self.began.elapsed() > NOT_HALTED {
             self.metrics.set_halted(None);
         }
-        if let Some(heartbeat) = self.pipeline.passed_heartbeats().last() {
+        if let Some(heartbeat) = passed {
             self.metrics.heartbeat_passed();
             self.writer.confirm(heartbeat);
         }
@@ -164,7 +201,7 @@ impl Carrier {
 
     pub(super) async fn on_written(&mut self, written: Written) -> Result<(), SessionError> {
         match written {
-            Written::Progress { intended, result } => {
+            Written::Progress { reached, result, witness } => {
                 match result {
                     Ok(()) => self.unrecorded = false,
                     Err(fenced @ StateError::Fenced { .. }) => return Err(fenced.into()),
@@ -181,10 +218,20 @@ impl Carrier {
                     }
                     Err(_) => {}
                 }
-                self.intended = self.intended.max(intended);
-                self.remembered.raise(intended);
+                match witness {
+                    Ok(()) => self.unwitnessed = false,
+                    Err(error) if !self.unwitnessed => {
+                        self.unwitnessed = true;
+                        tracing::error!(%error, "cannot write the state file (state_dir); acknowledging without it: the record in the database is the only witness");
+                    }
+                    Err(_) => {}
+                }
+                self.intended = self.intended.max(reached.intended);
+                faults::point(Point::Recorded);
                 self.send_status(false).await?;
+                faults::point(Point::Acknowledged);
             }
+            Written::Publication(found) => self.on_publication(found)?,
             Written::Fenced(error) => return Err(error.into()),
             Written::Clock(Ok(reading)) => {
                 self.clock = Some((reading.at, reading.asked));
@@ -197,7 +244,7 @@ impl Carrier {
             Written::Clock(Err(error)) => {
                 tracing::debug!(error = %error::chain(&error), "cannot ask PostgreSQL how far its WAL is");
             }
-            Written::Beat(Ok(())) | Written::Confirmed(Ok(())) => self.beats_fail = false,
+            Written::Beat(Ok(_)) | Written::Confirmed(Ok(())) => self.beats_fail = false,
             Written::Beat(Err(error)) | Written::Confirmed(Err(error)) => {
                 if error.session_is_gone() || matches!(error, StateError::Fenced { .. }) {
                     return Err(error.into());
@@ -212,9 +259,66 @@ impl Carrier {
         Ok(())
     }
 
+    fn reached(&self, intended: Lsn) -> Reached {
+        Reached { intended, acknowledged: self.acknowledged, heartbeat: self.passed_heartbeat }
+    }
+
+    /// A gap in the heartbeats is no error that another try could mend.
+    fn gap(&self, error: PipelineError) -> SessionError {
+        let PipelineError::Gap(Gap { expected, found }, at) = error else { return error.into() };
+        self.halt(Cause::HeartbeatGap { expected, found }, self.acknowledged, at)
+    }
+
+    /// The WAL up to `at` was written, in part, while there was no publication.
+    fn publication_missing(&self, at: Lsn) -> SessionError {
+        let (publication, _) = &self.publication;
+        let remedy = self.remedy.clone();
+        self.halt(Cause::PublicationMissing { publication: publication.clone(), remedy }, self.proven, at)
+    }
+
+    /// PostgreSQL before 18 refuses to go on at WAL that was written without the publication, each time (undefined_object).
+    pub(super) fn stream_ended(&self, error: ReplicationError) -> SessionError {
+        if error.sqlstate() == Some("42704") { self.publication_missing(self.received) } else { error.into() }
+    }
+
+    /// Between two looks it may have been away and back: then it is made of something else.
+    fn on_publication(&mut self, found: Result<String, SlotError>) -> Result<(), SessionError> {
+        let looked_from = self.looking.take();
+        let (publication, recorded) = self.publication.clone();
+        let (observed, remedy) = match found {
+            Ok(observed) if observed == recorded => {
+                self.proven = looked_from.unwrap_or(self.proven);
+                return Ok(());
+            }
+            Ok(observed) => (observed, None),
+            Err(SlotError::PublicationMissing { publication, statement }) => {
+                let cause = Cause::PublicationMissing { publication, remedy: statement };
+                return Err(self.halt(cause, self.proven, self.received));
+            }
+            Err(SlotError::PublicationIncomplete { what, statement, .. }) => {
+                (format!("without {what}"), Some(statement))
+            }
+            // That this connection fails is told elsewhere; the next look makes good what this one could not see.
+            Err(error) => {
+                tracing::debug!(error = %error::chain(&error), "cannot look at the publication");
+                return Ok(());
+            }
+        };
+        let cause = Cause::PublicationChanged { publication, recorded, observed, remedy };
+        Err(self.halt(cause, self.proven, self.received))
+    }
+
+    fn halt(&self, cause: Cause, from: Lsn, to: Lsn) -> SessionError {
+        SessionError::Halt(Box::new(Halt { slot: self.slot.clone(), cause, from, to }))
+    }
+
     /// Tells PostgreSQL what has been received and what may be forgotten. Never more than the record allows.
     async fn send_status(&mut self, reply_requested: bool) -> Result<(), SessionError> {
-        let flushed = self.pipeline.progress().acknowledged().min(self.intended).max(self.acknowledged);
+        if faults::seeded(Bug::SilentWhileBlocked) && self.status.snapshot().broker_blocked.is_some() {
+            return Ok(());
+        }
+        let allowed = if faults::seeded(Bug::RecordAfterAck) { self.received } else { self.intended };
+        let flushed = self.pipeline.progress().acknowledged().min(allowed).max(self.acknowledged);
         self.stream.send_status(self.received.max(flushed), flushed, reply_requested).await?;
         self.acknowledged = flushed;
         Ok(())
@@ -234,7 +338,9 @@ impl Carrier {
             let reached = self.pipeline.progress().acknowledged();
             while reached > self.intended {
                 // Nothing, while an earlier one is under way; then this comes after it.
-                self.writer.progress(reached, self.acknowledged);
+                let passed = self.pipeline.passed_heartbeats().last();
+                self.passed_heartbeat = passed.map(|heartbeat| heartbeat.no).or(self.passed_heartbeat);
+                self.writer.progress(self.reached(reached));
                 let written = self.writer.written().await;
                 self.on_written(written).await?;
             }

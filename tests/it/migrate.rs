@@ -189,7 +189,7 @@ async fn a_table_made_by_somebody_else_gets_only_the_publication_and_is_never_dr
     assert_eq!(database.dump(&["-t", r#"shop."Order Events""#]).await, table);
     let published = "select string_agg(schemaname || '.' || tablename, ', ' order by tablename)
                      from pg_publication_tables where pubname = 'postrider'";
-    assert_eq!(text(&owner, published).await, "shop.Order Events, postrider.heartbeat");
+    assert_eq!(text(&owner, published).await, "shop.Order Events, postrider.heartbeat, postrider.resend");
 
     owner
         .batch_execute(r#"insert into shop."Order Events" values ('e1', 'order', '1', 'Placed', '{}')"#)
@@ -232,7 +232,7 @@ async fn a_publication_that_does_more_is_refused_until_the_printed_statement_has
     let before = database.dump(&[]).await;
     up(&mut owner, &target).await.unwrap();
     let published = "select string_agg(tablename, ', ' order by tablename) from pg_publication_tables";
-    assert_eq!(text(&owner, published).await, "heartbeat, outbox, t");
+    assert_eq!(text(&owner, published).await, "heartbeat, outbox, resend, t");
     down(&mut owner, &target, false).await.unwrap();
     assert_eq!(database.dump(&[]).await, before);
 }
@@ -338,14 +338,18 @@ async fn the_role_script_can_be_run_again_and_grants_exactly_this() {
         "function mark_dead_letters: execute",
         "function redrive: execute",
         "outbox: select",
+        "postrider.adoptions: insert, select",
         "postrider.dead_letter_chunks: insert, select",
         "postrider.dead_letters: delete, insert, select, update",
+        "postrider.halts: delete, insert, select, update",
         "postrider.heartbeat: delete, insert, select",
         "postrider.lives: insert, select, update",
         "postrider.migrations: select",
         "postrider.outbox_status: select",
         "postrider.parked: select",
         "postrider.progress: insert, select, update",
+        "postrider.repaired: delete, insert, select, update",
+        "postrider.resend: delete, insert, select",
         "postrider.settings: select",
         "schema postrider: usage",
         "schema public: usage",

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use postrider::dead_letters::desk::desk;
 use postrider::postgres::sql::Sql;
-use postrider::postgres::state;
+use postrider::postgres::state::{self, Reached, Source};
 use postrider::postgres::url::Target;
-use postrider::state_writer::{StateWriter, Written};
+use postrider::postgres::witness::Witness;
+use postrider::state_writer::{StateWriter, Watched, Written};
 use postrider::status::{Role, Snapshot};
 
 use crate::support::consumer::Consumer;
@@ -72,11 +73,11 @@ async fn a_slot_that_is_gone_is_not_made_again_in_silence() {
     let relay = Relay::start(world.config(&[]));
     let snapshot = relay.until("it halts", |snapshot| snapshot.role == Role::Halted).await;
     let problem = snapshot.problem.unwrap();
-    assert!(problem.contains("is gone") && problem.contains("delete from postrider.progress"), "{problem}");
+    assert!(problem.contains("is gone") && problem.contains("postrider adopt"), "{problem}");
     assert_eq!(world.confirmed().await, None);
 
     // What the message says is the way out.
-    world.sql.execute("delete from postrider.progress where slot = $1", &[&world.name]).await.unwrap();
+    world.postrider(&["adopt", "--reason", "test"]);
     relay.until("the relay carries", Snapshot::carrying).await;
     relay.stop().await;
 }
@@ -106,7 +107,7 @@ async fn a_halt_ends_for_the_relay_that_carries_and_for_the_one_that_stands_by()
     for relay in &relays {
         eventually("it halts", async || relay.metric(halted).filter(|&halted| halted == 1.0)).await;
     }
-    world.sql.execute("delete from postrider.progress where slot = $1", &[&world.name]).await.unwrap();
+    world.postrider(&["adopt", "--reason", "test"]);
     for relay in &relays {
         eventually("its halt ends", async || relay.metric(halted).filter(|&halted| halted == 0.0)).await;
         relay.until("it is not halted", |snapshot| snapshot.role != Role::Halted).await;
@@ -207,13 +208,15 @@ async fn the_last_acknowledgement_can_be_recorded_when_the_publisher_is_gone() {
     relay.stop().await;
     let target = Target::parse(&world.database_url, false).unwrap();
     let mut sql = Sql::connect(&target, "it", Duration::from_secs(30)).await.unwrap();
-    let (epoch, _) = state::take_over(sql.client_mut(), &world.name).await.unwrap();
+    let source = Source { timeline: 1, epoch: 0, publication: "as it was" };
+    let (epoch, _) = state::take_over(sql.client_mut(), &world.name, source).await.unwrap();
     let (desk, registry) = desk();
-    let mut writer = StateWriter::start(sql, &world.name, epoch, registry);
+    let watched = Watched { witness: Witness::new(None, &world.name), publication: "as it was".to_owned() };
+    let mut writer = StateWriter::start(sql, world.config(&[]), watched, epoch, registry);
     drop(desk);
     let lsn = world.current_lsn().await;
     for _ in 0..3 {
-        assert!(writer.progress(lsn, lsn));
+        assert!(writer.progress(Reached { intended: lsn, acknowledged: lsn, heartbeat: None }));
         let written = tokio::time::timeout(Duration::from_secs(30), writer.written()).await.expect("an answer");
         assert!(matches!(written, Written::Progress { result: Ok(()), .. }), "{written:?}");
     }

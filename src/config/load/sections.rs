@@ -37,6 +37,7 @@ pub(super) fn config(reader: &mut Reader, needs: Needs) -> Config {
         amqp_key_file: path(reader, "amqp_key_file"),
         slot: reader.or("slot", "postrider".to_owned(), values::slot),
         publication: reader.or("publication", "postrider".to_owned(), values::identifier),
+        state_dir: path(reader, "state_dir"),
         admin_listen: reader.or("admin_listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 9750)), values::listen_address),
         log_format: reader.or("log_format", LogFormat::Auto, values::log_format),
         log: reader.or("log", "info".to_owned(), values::log_filter),

@@ -11,16 +11,25 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
 use super::{PIECE, headers, position, size, texts};
-use crate::dead_letters::Content;
+use crate::dead_letters::{Content, Unreadable};
 use crate::event::{Message, Position, Properties};
 use crate::postgres::state::StateError;
 
 /// Where there was no message, and so nothing that could be of another type.
 const NO_CONTENT_TYPE: &str = "application/octet-stream";
 
-/// Those that exist, in the order of positions. Adds nothing and locks nothing. All of them are in memory at once, so the
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Contents {
+    /// In the order of positions.
+    pub readable: Vec<Content>,
+    /// Their rows are not such as a relay writes. Their own matter: the others are there all the same.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// Those that exist. Adds nothing and locks nothing. All of them are in memory at once, so the
 /// caller bounds what it asks for by [`DeadLetter::bytes`](crate::dead_letters::DeadLetter::bytes).
-pub async fn fetch(client: &Client, slot: &str, positions: &[Position]) -> Result<Vec<Content>, StateError> {
+pub async fn fetch(client: &Client, slot: &str, positions: &[Position]) -> Result<Contents, StateError> {
     const DOING: &str = "read dead letters";
     let rows = client
         .query_typed(
@@ -29,7 +38,16 @@ pub async fn fetch(client: &Client, slot: &str, positions: &[Position]) -> Resul
         )
         .await
         .map_err(StateError::during(DOING))?;
-    let mut found = rows.iter().map(Found::read).collect::<Result<Vec<_>, _>>()?;
+    let mut found = Vec::new();
+    let mut unreadable = Vec::new();
+    for row in &rows {
+        // By its position it was found.
+        let position = position(row.get("position"))?;
+        match Found::read(row, position) {
+            Ok(letter) => found.push(letter),
+            Err(why) => unreadable.push(Unreadable { id: row.get("id"), position, why }),
+        }
+    }
     let tall: Vec<i64> = found.iter().filter(|found| found.lacks() > 0).map(|found| found.id).collect();
     if !tall.is_empty() {
         let chunks = client
@@ -45,7 +63,8 @@ pub async fn fetch(client: &Client, slot: &str, positions: &[Position]) -> Resul
         }
     }
     // The chunks were read after the rows: one that lacks something has been removed in between.
-    Ok(found.into_iter().filter(|found| found.lacks() == 0).map(Found::content).collect())
+    let readable = found.into_iter().filter(|found| found.lacks() == 0).map(Found::content).collect();
+    Ok(Contents { readable, unreadable })
 }
 
 /// A dead letter whose body may not be complete yet.
@@ -57,27 +76,28 @@ struct Found {
 }
 
 impl Found {
-    fn read(row: &Row) -> Result<Self, StateError> {
+    /// An error says why it cannot be.
+    fn read(row: &Row, position: Position) -> Result<Self, &'static str> {
         /// Whatever the row says, no more is reserved at once.
         const RESERVE: usize = 64 * PIECE;
-        let bytes = size(row)?;
+        let bytes = size(row).map_err(|_| "its size is negative")?;
         let start: &[u8] = row.get("body");
         let mut body = Vec::with_capacity(usize::try_from(bytes).unwrap_or(RESERVE).min(RESERVE));
         body.extend_from_slice(start);
         let event_id: Arc<str> = Arc::from(row.get::<_, &str>("event_id"));
         let commit_time: SystemTime = row.get("committed_at");
-        let damaged = |_| StateError::Damaged("headers or a correlation id of another form");
         let correlation_id = row.get::<_, Option<&str>>("correlation_id").map(headers::text_from_json).transpose();
         let properties = Properties {
             message_id: Arc::clone(&event_id),
             kind: row.get::<_, Option<String>>("type").unwrap_or_default(),
             content_type: content_type(row.get::<_, Option<&str>>("content_type").unwrap_or(NO_CONTENT_TYPE)),
             timestamp: commit_time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-            correlation_id: correlation_id.map_err(damaged)?,
-            headers: headers::from_json(row.get("headers")).map_err(damaged)?,
+            correlation_id: correlation_id.map_err(|_| "its correlation id is no JSON text")?,
+            headers: headers::from_json(row.get("headers"))
+                .map_err(|_| "its headers are no JSON object of texts, integers and booleans")?,
         };
         let message = Message { routing_key: row.get("routing_key"), properties, body: Bytes::new() };
-        let content = Content { position: position(row.get("position"))?, event_id, commit_time, message };
+        let content = Content { position, event_id, commit_time, message };
         Ok(Found { id: row.get("id"), content, body, bytes })
     }
 

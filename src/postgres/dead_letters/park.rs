@@ -8,6 +8,7 @@ use tokio_postgres::types::{ToSql, Type};
 use super::{PIECE, headers, storable};
 use crate::dead_letters::NewDeadLetter;
 use crate::event::HeaderValue;
+use crate::faults::{self, Point};
 use crate::postgres::state::{StateError, fenced};
 
 const DOING: &str = "park events in the dead letters";
@@ -20,6 +21,7 @@ const GROUP: usize = 1_000;
 pub async fn park(client: &mut Client, slot: &str, epoch: i64, letters: &[NewDeadLetter]) -> Result<(), StateError> {
     // What fits one message needs no transaction of several.
     let whole = first_group(letters) == letters.len();
+    faults::point(Point::Parking);
     if whole && letters.iter().all(|letter| body(letter).len() <= PIECE) {
         return if letters.is_empty() { Ok(()) } else { park_group(client, slot, epoch, letters).await };
     }
@@ -57,7 +59,7 @@ async fn park_group(client: &Client, slot: &str, epoch: i64, letters: &[NewDeadL
         return Err(fenced(slot, epoch));
     }
     if row.get("collides") {
-        return Err(StateError::Damaged("a dead letter at the position of another event"));
+        return Err(StateError::Displaced { slot: slot.to_owned() });
     }
     let (positions, ids): (Vec<&str>, Vec<i64>) = (row.get("tall_position"), row.get("tall_id"));
     for (position, id) in positions.into_iter().zip(ids) {

@@ -39,7 +39,7 @@ impl Frame {
 /// 'k'  end: Int64     time: Int64  reply: Byte1
 /// ```
 /// `None` for anything else. More bytes behind a keepalive are ignored, as a later version might add a field.
-pub(super) fn parse(mut body: Bytes) -> Option<Frame> {
+pub(crate) fn parse(mut body: Bytes) -> Option<Frame> {
     match body.try_get_u8().ok()? {
         b'w' => {
             let start = Lsn(body.try_get_u64().ok()?);
@@ -63,7 +63,7 @@ pub(super) fn parse(mut body: Bytes) -> Option<Frame> {
 /// 'r'  written: Int64   flushed: Int64   applied: Int64   time: Int64   reply: Byte1
 /// ```
 /// Only `flushed` moves the slot. The server does not check it against what it has sent: see `send_status`.
-pub(super) fn status(received: Lsn, flushed: Lsn, now: SystemTime, reply_requested: bool) -> Bytes {
+pub(crate) fn status(received: Lsn, flushed: Lsn, now: SystemTime, reply_requested: bool) -> Bytes {
     let mut body = BytesMut::with_capacity(34);
     body.put_u8(b'r');
     body.put_u64(received.0);
@@ -85,7 +85,7 @@ fn from_postgres_time(micros: i64) -> SystemTime {
     time.unwrap_or_else(epoch)
 }
 
-fn to_postgres_time(time: SystemTime) -> i64 {
+pub(crate) fn to_postgres_time(time: SystemTime) -> i64 {
     match time.duration_since(epoch()) {
         Ok(after) => i64::try_from(after.as_micros()).unwrap_or(i64::MAX),
         Err(before) => i64::try_from(before.duration().as_micros()).map_or(i64::MIN, |micros| -micros),

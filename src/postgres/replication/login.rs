@@ -1,5 +1,8 @@
 //! From a socket to a session with `replication=database`: startup, authentication, settings.
 
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
 use pgwire::messages::startup::{
     Authentication, Password, PasswordMessageFamily, SASLInitialResponse, SASLResponse, SecretKey, Startup,
 };
@@ -18,7 +21,7 @@ use crate::postgres::url::{ChannelBinding, Target};
 /// (DESIGN 1.2: a body is a function of the WAL alone, so never of a role's or a server's settings).
 ///
 /// Sent as startup parameters, which win over `ALTER ROLE ... SET` and `ALTER DATABASE ... SET`.
-const SETTINGS: [(&str, &str, &str); 13] = [
+const SETTINGS: [(&str, &str, &str); 12] = [
     ("DateStyle", "ISO,YMD", "ISO, YMD"),
     ("IntervalStyle", "iso_8601", "iso_8601"),
     ("extra_float_digits", "3", "3"),
@@ -31,12 +34,15 @@ const SETTINGS: [(&str, &str, &str); 13] = [
     ("lock_timeout", "0", "0"),
     ("idle_in_transaction_session_timeout", "0", "0"),
     ("client_min_messages", "warning", "warning"),
-    // The server's own may be 0: then a relay whose network was cut holds the slot for a quarter of an hour.
-    ("wal_sender_timeout", "60s", "1min"),
 ];
 
 /// The same for settings that not every server knows, which refuses a startup that names them: from which version on.
 const LATER_SETTINGS: [(&str, u32); 2] = [("idle_session_timeout", 140_000), ("transaction_timeout", 170_000)];
+
+/// Bounds of `wal_sender_timeout`, in milliseconds. It decides when a frozen relay loses the slot, so an operator may have it
+/// short. Above or 0 (off) a relay whose network was cut would hold the slot for longer, up to a quarter of an hour; below,
+/// a relay that loads its dead letters before it reads would lose it.
+const SENDER_TIMEOUT: RangeInclusive<u64> = 5_000..=60_000;
 
 /// `server_encoding` of a database that takes any bytes. Asked for UTF-8, its walsender would check each text and end with an
 /// error at the first that is not (`pg_server_to_any`), again and again: one such row would stop everything. As they are, the
@@ -58,6 +64,7 @@ pub(super) async fn log_in(
         process: 0,
         secret: 0,
         server_version: 0,
+        sender_timeout: Duration::ZERO,
         notices: Vec::new(),
         between_queries: true,
     };
@@ -197,9 +204,10 @@ async fn verify(connection: &mut ReplicationConnection, target: &Target, place: 
     let timeout = target.connect_timeout;
 
     let about = "select pg_catalog.current_setting('server_version_num'), pg_catalog.pg_is_in_recovery(), \
-                 pg_catalog.current_setting('transaction_read_only'), pg_catalog.current_setting('server_encoding')";
+                 pg_catalog.current_setting('transaction_read_only'), pg_catalog.current_setting('server_encoding'), \
+                 (select setting from pg_catalog.pg_settings where name = 'wal_sender_timeout')";
     let rows = connection.query(about, timeout).await.map_err(failed)?;
-    let [Some(version), Some(in_recovery), Some(read_only), Some(encoding)] =
+    let [Some(version), Some(in_recovery), Some(read_only), Some(encoding), Some(sender_timeout)] =
         rows.first().map_or(&[][..], Vec::as_slice)
     else {
         return Err(protocol("no answer to a query"));
@@ -219,6 +227,12 @@ async fn verify(connection: &mut ReplicationConnection, target: &Target, place: 
             expected.push((name, "0"));
         }
     }
+    let given = sender_timeout.parse().map_err(|_| protocol("no wal_sender_timeout"))?;
+    let ours = sender_timeout_for(given);
+    if ours != given {
+        connection.query(&format!("set wal_sender_timeout = {ours}"), timeout).await.map_err(failed)?;
+    }
+    connection.sender_timeout = Duration::from_millis(ours);
     let names: Vec<String> = expected.iter().map(|(name, _)| format!("pg_catalog.current_setting('{name}')")).collect();
     let rows = connection.query(&format!("select {}", names.join(", ")), timeout).await.map_err(failed)?;
     let actual = rows.into_iter().next().unwrap_or_default();
@@ -230,6 +244,11 @@ async fn verify(connection: &mut ReplicationConnection, target: &Target, place: 
         }
     }
     Ok(())
+}
+
+/// In milliseconds: what the session is to have where the server, the database or the role says `given`.
+fn sender_timeout_for(given: u64) -> u64 {
+    if given == 0 { *SENDER_TIMEOUT.end() } else { given.clamp(*SENDER_TIMEOUT.start(), *SENDER_TIMEOUT.end()) }
 }
 
 fn connect_error(place: &str, target: &Target, error: ReplicationError) -> ConnectError {
@@ -244,5 +263,17 @@ fn connect_error(place: &str, target: &Target, error: ReplicationError) -> Conne
         ReplicationError::Closed => ConnectError::Io { place, source: std::io::ErrorKind::UnexpectedEof.into() },
         ReplicationError::Login(what) => ConnectError::Login { place, what },
         other => ConnectError::Protocol { place, what: other.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sender_timeout_for;
+
+    #[test]
+    fn a_short_sender_timeout_is_the_operators_choice_and_none_is_not() {
+        for (given, ours) in [(0, 60_000), (1_000, 5_000), (7_000, 7_000), (60_000, 60_000), (300_000, 60_000)] {
+            assert_eq!(sender_timeout_for(given), ours);
+        }
     }
 }

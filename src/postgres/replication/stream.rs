@@ -21,6 +21,8 @@ const SMALL: usize = 64 * 1024;
 /// Data keeps coming if a batch follows the one before it within this time. An idle stream never waits.
 const KEEPS_COMING: Duration = Duration::from_millis(2);
 const WRITE: Duration = Duration::from_secs(10);
+/// program_limit_exceeded (manual, appendix "PostgreSQL Error Codes").
+const LIMIT_EXCEEDED: &str = "54000";
 const CLOSE: Duration = Duration::from_secs(1);
 
 /// An open replication stream. Dropping it closes the connection without a word; the slot stays where it was acknowledged.
@@ -33,12 +35,28 @@ pub struct ReplicationStream {
     notices: Vec<String>,
     acknowledged: Lsn,
     last_batch: Instant,
+    heard: Instant,
     pause_due: bool,
+    sender_timeout: Duration,
 }
 
 impl ReplicationStream {
-    pub(super) fn new(wire: Wire, notices: Vec<String>) -> Self {
-        ReplicationStream { wire, notices, acknowledged: Lsn::ZERO, last_batch: Instant::now(), pause_due: false }
+    pub(super) fn new(wire: Wire, notices: Vec<String>, sender_timeout: Duration) -> Self {
+        let now = Instant::now();
+        ReplicationStream {
+            wire,
+            notices,
+            acknowledged: Lsn::ZERO,
+            last_batch: now,
+            heard: now,
+            pause_due: false,
+            sender_timeout,
+        }
+    }
+
+    /// How long the server waits for a status update before it ends the connection.
+    pub fn sender_timeout(&self) -> Duration {
+        self.sender_timeout
     }
 
     /// Appends at least one frame to `frames`: waits for the first, then takes what has arrived already, up to about
@@ -64,6 +82,7 @@ impl ReplicationStream {
             if !got_any {
                 self.pause();
                 self.wire.read().await?;
+                self.heard = Instant::now();
             } else if bytes >= max_bytes || !self.wire.read_now().await? {
                 break;
             }
@@ -72,6 +91,11 @@ impl ReplicationStream {
         self.pause_due = bytes < SMALL && now.duration_since(self.last_batch) < KEEPS_COMING;
         self.last_batch = now;
         Ok(())
+    }
+
+    /// When anything came last, be it a piece of a row of a gigabyte. Only reading hears.
+    pub fn heard(&self) -> Instant {
+        self.heard
     }
 
     /// At most once a batch, however often `next_batch` is begun anew.
@@ -123,6 +147,7 @@ fn frame_of(incoming: Incoming) -> Result<Frame, ReplicationError> {
             frame::parse(body).ok_or_else(|| ReplicationError::Protocol("a frame of an unknown kind".to_owned()))
         }
         Incoming::Notice(text) => Ok(Frame::Notice(text)),
+        Incoming::Error(error) if error.sqlstate == LIMIT_EXCEEDED => Err(ReplicationError::RowTooLarge(error)),
         Incoming::Error(error) => Err(error.into()),
         Incoming::Other(CopyDone(_) | CommandComplete(_) | ReadyForQuery(_)) => Err(ReplicationError::Ended),
         other => Err(other.unexpected()),
@@ -140,7 +165,7 @@ mod tests {
     /// A stream and the server's end of it.
     fn pair() -> (ReplicationStream, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        (ReplicationStream::new(Wire::new(Socket::Unix(ours)), Vec::new()), theirs)
+        (ReplicationStream::new(Wire::new(Socket::Unix(ours)), Vec::new(), Duration::from_secs(60)), theirs)
     }
 
     fn message(kind: u8, body: &[u8]) -> Vec<u8> {
@@ -217,6 +242,15 @@ mod tests {
         drop(server);
         let error = stream.next_batch(&mut Vec::new(), 1024).await.unwrap_err();
         assert!(matches!(error, ReplicationError::Closed));
+    }
+
+    #[tokio::test]
+    async fn a_row_that_the_server_cannot_send_is_told_with_what_to_do() {
+        let (mut stream, mut server) = pair();
+        let text = b"SERROR\0C54000\0Mstring buffer exceeds maximum allowed length (1073741823 bytes)\0\0";
+        server.write_all(&message(b'E', text)).await.unwrap();
+        let error = stream.next_batch(&mut Vec::new(), 1024).await.unwrap_err().to_string();
+        assert!(error.contains("1073741823") && error.contains("pg_replication_slot_advance"), "{error}");
     }
 
     #[tokio::test]

@@ -7,11 +7,11 @@ use bytes::Bytes;
 use postrider::dead_letters::{Content, FailedAgain, Mark, NewDeadLetter, Reason};
 use postrider::event::{Event, HeaderValue, Message, Poison, PoisonReason, Position, Properties, Route, Ticket};
 use postrider::lsn::Lsn;
-use postrider::postgres::dead_letters::{Look, Marked, failed_again, fetch, look, park, remove};
+use postrider::postgres::dead_letters::{Contents, Look, Marked, failed_again, fetch, look, park, remove};
 use postrider::postgres::state::{StateError, take_over};
 use tokio_postgres::Client;
 
-use super::state::{carrying, is_fenced};
+use super::state::{SOURCE, carrying, is_fenced};
 use super::text;
 use crate::support::eventually;
 
@@ -89,7 +89,7 @@ async fn what_was_parked_is_loaded_in_order_and_fetched_as_it_was() {
     letters.reverse();
     park(&mut relay, &slot, epoch, &letters).await.unwrap();
 
-    let (_, loaded) = take_over(&mut relay, &slot).await.unwrap();
+    let (_, loaded) = take_over(&mut relay, &slot, SOURCE).await.unwrap();
     let positions: Vec<_> = loaded.iter().map(|letter| letter.position).collect();
     assert_eq!(positions, (0..600).map(position).collect::<Vec<_>>());
     let two = &loaded[2];
@@ -101,17 +101,17 @@ async fn what_was_parked_is_loaded_in_order_and_fetched_as_it_was() {
 
     let mut wanted: Vec<_> = positions.clone();
     wanted.push(position(9_999));
-    let contents = fetch(&relay, &slot, &wanted).await.unwrap();
+    let contents = fetch(&relay, &slot, &wanted).await.unwrap().readable;
     let all: Vec<_> = letters.iter().rev().map(expected).collect();
     assert_eq!(contents, all);
-    assert_eq!(fetch(&relay, "another_slot", &wanted).await.unwrap(), []);
+    assert_eq!(fetch(&relay, "another_slot", &wanted).await.unwrap(), Contents::default());
 }
 
 #[tokio::test]
 async fn what_has_no_message_is_parked_with_an_empty_body_and_the_names_of_its_key() {
     let (_database, mut relay, slot, epoch) = carrying().await;
     park(&mut relay, &slot, epoch, &[poison(1, None)]).await.unwrap();
-    let [content] = <[Content; 1]>::try_from(fetch(&relay, &slot, &[position(1)]).await.unwrap()).unwrap();
+    let [content] = <[Content; 1]>::try_from(fetch(&relay, &slot, &[position(1)]).await.unwrap().readable).unwrap();
     assert_eq!((content.message.body.len(), content.message.properties.headers.len()), (0, 0));
     let known = "select concat_ws(' ', aggregatetype, aggregateid, event_id) from postrider.parked";
     assert_eq!(text(&relay, known).await, "order 1 event-1");
@@ -135,7 +135,7 @@ async fn a_body_of_any_size_comes_back_byte_for_byte() {
         (0..).zip(sizes).map(|(number, size)| letter(number, Reason::Unroutable, noise(size))).collect();
     park(&mut relay, &slot, epoch, &letters).await.unwrap();
     assert_eq!(count(&relay, "dead_letter_chunks").await, (17 + 1 + 1).to_string());
-    let contents = fetch(&relay, &slot, &(0..5).map(position).collect::<Vec<_>>()).await.unwrap();
+    let contents = fetch(&relay, &slot, &(0..5).map(position).collect::<Vec<_>>()).await.unwrap().readable;
     for (content, letter) in contents.iter().zip(&letters) {
         assert!(*content == expected(letter), "{} bytes", letter.event.message().unwrap().body.len());
     }
@@ -149,7 +149,7 @@ async fn a_body_of_any_size_comes_back_byte_for_byte() {
     // Somebody deletes the rest of a body between the two statements of a fetch, or by hand: such a one is not sent.
     let owner = database.connect().await;
     owner.batch_execute("delete from postrider.dead_letter_chunks where no = 17").await.unwrap();
-    assert_eq!(fetch(&relay, &slot, &[position(0)]).await.unwrap(), []);
+    assert_eq!(fetch(&relay, &slot, &[position(0)]).await.unwrap(), Contents::default());
     remove(&relay, &slot, epoch, &[position(0), position(1), position(2)]).await.unwrap();
     assert_eq!(
         (count(&relay, "dead_letters").await, count(&relay, "dead_letter_chunks").await),
@@ -176,7 +176,7 @@ async fn parking_again_changes_nothing() {
     let event = Arc::make_mut(&mut again[1].event);
     event.id = "another".into();
     let refused = park(&mut relay, &slot, epoch, &[letter(4, Reason::Behind, ""), again[1].clone()]).await;
-    assert!(matches!(refused, Err(StateError::Damaged(_))), "{refused:?}");
+    assert!(matches!(refused, Err(StateError::Displaced { .. })), "{refused:?}");
     assert_eq!(text(&relay, rows).await, after);
 }
 
@@ -204,7 +204,7 @@ async fn what_is_refused_again_stays_and_its_mark_is_gone() {
         "select string_agg(concat_ws(' ', reason, attempts, error, last_attempt_at is not null, marked_by is not null),
                                   ', ' order by position) from postrider.dead_letters";
     assert_eq!(text(&relay, rows).await, "nacked 3 full  t f, behind 2 NO_ROUTE   f f, nacked 3 full  t t");
-    let (_, loaded) = take_over(&mut relay, &slot).await.unwrap();
+    let (_, loaded) = take_over(&mut relay, &slot, SOURCE).await.unwrap();
     assert_eq!(loaded.iter().map(|letter| letter.mark).collect::<Vec<_>>(), [None, None, Some(Mark::Discard)]);
 }
 
@@ -212,7 +212,7 @@ async fn what_is_refused_again_stays_and_its_mark_is_gone() {
 async fn a_relay_that_was_replaced_neither_parks_nor_removes() {
     let (_database, mut relay, slot, epoch) = carrying().await;
     park(&mut relay, &slot, epoch, &[letter(1, Reason::Unroutable, "x")]).await.unwrap();
-    take_over(&mut relay, &slot).await.unwrap();
+    take_over(&mut relay, &slot, SOURCE).await.unwrap();
     let rows = "select string_agg(d::text, '') from postrider.dead_letters d";
     let before = text(&relay, rows).await;
     for body in [Bytes::from_static(b"x"), noise(2 * MIB)] {
@@ -274,7 +274,7 @@ async fn a_takeover_that_meets_a_write_waits_and_loads_what_it_parked() {
     let letters = [letter(1, Reason::Unroutable, noise(2 * MIB))];
     let takeover = async {
         waiting(&owner, "1").await;
-        take_over(&mut successor, &slot).await
+        take_over(&mut successor, &slot, SOURCE).await
     };
     let (parked, taken, ()) = tokio::join!(park(&mut relay, &slot, epoch, &letters), takeover, let_go);
     parked.unwrap();

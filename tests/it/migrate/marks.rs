@@ -185,5 +185,5 @@ async fn dead_letters_never_enter_the_publication() {
     superuser.batch_execute("drop publication postrider").await.unwrap();
     up(&mut owner, &target).await.unwrap();
     let published = "select string_agg(tablename, ' ' order by tablename) from pg_publication_tables";
-    assert_eq!(text(&owner, published).await, "heartbeat outbox");
+    assert_eq!(text(&owner, published).await, "heartbeat outbox resend");
 }

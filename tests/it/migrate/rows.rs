@@ -3,6 +3,7 @@
 use postrider::postgres::state::{announce_slot, confirm_heartbeat, server_identity, slot_created, take_over};
 use tokio_postgres::Client;
 
+use super::state::SOURCE;
 use super::{migrated, text};
 use postrider::lsn::Lsn;
 
@@ -112,7 +113,7 @@ async fn a_row_is_delivered_if_it_began_after_the_slot_and_ended_before_a_confir
     let identity = server_identity(&owner).await.unwrap();
     announce_slot(&owner, slot, "postrider", &identity).await.unwrap();
     slot_created(&mut owner, slot, Lsn(1), &target.outbox).await.unwrap().unwrap();
-    let (epoch, _) = take_over(&mut owner, slot).await.unwrap();
+    let (epoch, _) = take_over(&mut owner, slot, SOURCE).await.unwrap();
     let open = database.connect().await;
     open.batch_execute("begin").await.unwrap();
     row(&open, "open").await;
@@ -134,7 +135,7 @@ async fn a_new_life_says_nothing_of_the_gap_before_it() {
     let identity = server_identity(&owner).await.unwrap();
     announce_slot(&owner, slot, "postrider", &identity).await.unwrap();
     slot_created(&mut owner, slot, Lsn(1), &target.outbox).await.unwrap().unwrap();
-    let (epoch, _) = take_over(&mut owner, slot).await.unwrap();
+    let (epoch, _) = take_over(&mut owner, slot, SOURCE).await.unwrap();
     row(&owner, "first_life").await;
     heartbeat(&owner, slot, epoch, 1).await;
     row(&owner, "gap").await;

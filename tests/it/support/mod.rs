@@ -1,5 +1,6 @@
 //! What the tests share: servers, a world of its own for each test, relays, consumers, and waiting for facts.
 
+pub(crate) mod account;
 pub(crate) mod collector;
 pub(crate) mod consumer;
 pub(crate) mod dashboard;

@@ -31,9 +31,36 @@ impl Own {
         Self::start("prometheus", options)
     }
 
-    fn start(kind: &str, options: &[&str]) -> Self {
+    /// A copy of `primary` that streams from it. Its slot there: [`Own::standby_slot`].
+    pub(crate) fn standby_of(primary: &Own, options: &[&str]) -> Self {
+        Self::start("postgres", &[&["--standby-of", &primary.name], options].concat())
+    }
+
+    /// Of a standby, on its primary.
+    pub(crate) fn standby_slot(&self) -> String {
+        self.name.replace('-', "_")
+    }
+
+    /// Three nodes of one RabbitMQ; the first one is to be dropped last.
+    pub(crate) fn cluster() -> Vec<Self> {
+        let name = Self::unused("rabbitmq");
+        let mut nodes = vec![Self::start_as("rabbitmq", name.clone(), &["--cluster", &name])];
+        nodes.extend((1..3).map(|_| Self::start("rabbitmq", &["--cluster", &name])));
+        nodes.reverse();
+        nodes
+    }
+
+    /// A name that `scripts/test` knows to remove.
+    fn unused(kind: &str) -> String {
         let prefix = prefix().unwrap_or_else(|| "it".to_owned());
-        let name = unique(&format!("{prefix}-{kind}")).replace('_', "-");
+        unique(&format!("{prefix}-{kind}")).replace('_', "-")
+    }
+
+    fn start(kind: &str, options: &[&str]) -> Self {
+        Self::start_as(kind, Self::unused(kind), options)
+    }
+
+    fn start_as(kind: &str, name: String, options: &[&str]) -> Self {
         let mut arguments = vec!["start", kind, &name];
         arguments.extend(options);
         let output = script(&arguments);
@@ -70,6 +97,10 @@ impl Own {
     /// One of them that is a URL.
     pub(crate) fn url(&self, key: &str) -> Url {
         self.value(key).parse().unwrap()
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// `stop fast`, `start-again`, `pause`, `unpause`, `ctl ...`: the server's name is put in second place.

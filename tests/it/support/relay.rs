@@ -27,7 +27,12 @@ pub(crate) struct Relay {
 impl Relay {
     /// Starts and waits until it carries.
     pub(crate) async fn carrying(world: &World, more: &[(&str, &str)]) -> Self {
-        let relay = Self::start(world.config(more));
+        Self::carrying_on(world.config(more)).await
+    }
+
+    /// The same with any configuration.
+    pub(crate) async fn carrying_on(config: Arc<Config>) -> Self {
+        let relay = Self::start(config);
         relay.until("the relay carries", Snapshot::carrying).await;
         relay
     }
@@ -106,8 +111,17 @@ impl Program {
 
     /// Resident memory in KiB.
     pub(crate) fn rss_kib(&self) -> u64 {
+        self.memory_kib("VmRSS:")
+    }
+
+    /// The most that it was.
+    pub(crate) fn peak_rss_kib(&self) -> u64 {
+        self.memory_kib("VmHWM:")
+    }
+
+    fn memory_kib(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
         line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
     }
 

@@ -6,6 +6,7 @@ use postrider::config::Config;
 use postrider::lsn::Lsn;
 use tokio_postgres::{Client, NoTls};
 
+use super::relay::Program;
 use super::servers::{self, Servers};
 use super::unique;
 
@@ -82,6 +83,26 @@ impl World {
 
     pub(crate) fn config(&self, more: &[(&str, &str)]) -> Arc<Config> {
         Arc::new(Config::load(None, self.settings(more)).unwrap())
+    }
+
+    /// A command of the program as an operator would run it; panics unless it succeeds. What it printed.
+    pub(crate) fn postrider(&self, arguments: &[&str]) -> String {
+        let (success, out, err) = self.run(arguments);
+        assert!(success, "postrider {}:\n{out}{err}", arguments.join(" "));
+        out
+    }
+
+    /// The same, of a command that has to fail. What it said.
+    pub(crate) fn refused(&self, arguments: &[&str]) -> String {
+        let (success, out, err) = self.run(arguments);
+        assert!(!success, "postrider {} did it:\n{out}", arguments.join(" "));
+        err
+    }
+
+    fn run(&self, arguments: &[&str]) -> (bool, String, String) {
+        let output = Program::command(&self.settings(&[]), arguments).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.success(), text(&output.stdout), text(&output.stderr))
     }
 
     /// One event in a transaction of its own.
