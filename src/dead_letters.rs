@@ -30,10 +30,13 @@ pub enum Reason {
     Behind,
     /// It can never be published as it is.
     Poison(PoisonReason),
+    /// Its row cannot be read any more: somebody has changed it. Known to the relay that has tried; the row keeps its own
+    /// reason.
+    Unreadable,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 11] = [
+    pub const ALL: [Reason; 12] = [
         Reason::Unroutable,
         Reason::Nacked,
         Reason::TimedOut,
@@ -45,6 +48,7 @@ impl Reason {
         Reason::Poison(PoisonReason::HeadersTooLarge),
         Reason::Poison(PoisonReason::NotUtf8),
         Reason::Poison(PoisonReason::Refused),
+        Reason::Unreadable,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -56,12 +60,13 @@ impl Reason {
             Reason::AccessRefused => "access_refused",
             Reason::Behind => "behind",
             Reason::Poison(reason) => reason.as_str(),
+            Reason::Unreadable => "unreadable",
         }
     }
 
     /// A person has to decide: it is not released by itself.
     pub fn is_poison(self) -> bool {
-        matches!(self, Reason::Poison(_))
+        matches!(self, Reason::Poison(_) | Reason::Unreadable)
     }
 }
 
@@ -104,6 +109,8 @@ pub struct DeadLetter {
     pub id: i64,
     /// What it is called here: unique for the slot.
     pub position: Position,
+    /// Which event it is. Another one may come to the same position once the source was rewound.
+    pub event_id: Arc<str>,
     /// All its ordering keys; at least one.
     pub keys: Vec<Arc<str>>,
     pub route: String,
@@ -135,6 +142,14 @@ pub struct Content {
     pub event_id: Arc<str>,
     pub commit_time: SystemTime,
     pub message: Message,
+}
+
+/// A dead letter whose row is not one that a relay writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    pub id: i64,
+    pub position: Position,
+    pub why: &'static str,
 }
 
 /// A published dead letter that was refused again: it stays, its mark is gone, and the attempt is noted.

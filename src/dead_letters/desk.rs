@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::{Content, DeadLetter, FailedAgain, NewDeadLetter};
+use super::{Content, DeadLetter, FailedAgain, NewDeadLetter, Unreadable};
 use crate::event::Position;
 use crate::hold::Errands;
 use crate::postgres::dead_letters::Look;
@@ -33,8 +33,11 @@ pub enum Command {
 /// What has been done.
 #[derive(Debug)]
 pub enum Answer {
-    /// The first one: this relay carries, and these are the dead letters of its slot.
-    Loaded(Vec<DeadLetter>),
+    /// The first one: this relay carries, in this epoch, and these are the dead letters of its slot.
+    Loaded {
+        relay_epoch: i64,
+        letters: Vec<DeadLetter>,
+    },
     /// Committed.
     Parked(Vec<Position>),
     Removed,
@@ -42,6 +45,7 @@ pub enum Answer {
     Fetched {
         asked: Vec<Position>,
         contents: Vec<Content>,
+        unreadable: Vec<Unreadable>,
     },
     Looked(Look),
 }
@@ -140,7 +144,7 @@ impl Desk {
     pub async fn answer(&mut self) -> Answer {
         let Some(answer) = self.answers.recv().await else { return std::future::pending().await };
         match answer {
-            Answer::Loaded(_) => self.open = true,
+            Answer::Loaded { .. } => self.open = true,
             _ => self.under_way = false,
         }
         answer

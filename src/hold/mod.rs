@@ -15,6 +15,7 @@ mod exchange;
 mod lane;
 mod lot;
 mod parking;
+mod places;
 mod stats;
 mod suspects;
 mod verdict;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 use crate::config::Limits;
 use crate::dead_letters::{FailedAgain, NewDeadLetter, Reason};
 use crate::event::{Event, OnPoison, OnUnroutable, Ordering, Poison, Position, Ticket};
+use crate::faults::{self, Bug};
 
 use backoff::Backoff;
 use exchange::Failing;
@@ -34,6 +36,7 @@ use lane::{Lane, Place};
 pub use exchange::{Probe, ProbeOutcome};
 pub use lot::{Lot, Way};
 pub use parking::{Errands, Halted};
+pub use places::Displaced;
 pub use stats::{MostDelayed, Stats, Why};
 pub use suspects::Suspects;
 pub use verdict::{ChannelFault, ChannelJudgement, Decision, Delivered, Refusal, Refused, Released};
@@ -77,8 +80,7 @@ pub struct Hold {
     failed: Vec<FailedAgain>,
     /// Dead letters that wait for an exchange which has begun to refuse everything. They are to go back.
     stranded: Vec<Position>,
-    /// What has left the dead letters before the slot has given it again.
-    left: BTreeSet<Position>,
+    places: places::Places,
     resolved: Vec<Ticket>,
     halted: Option<Halted>,
     frozen_since: Option<Instant>,
@@ -181,7 +183,7 @@ impl Hold {
             gone: Vec::new(),
             failed: Vec::new(),
             stranded: Vec::new(),
-            left: BTreeSet::new(),
+            places: places::Places::default(),
             resolved: Vec::new(),
             halted: None,
             frozen_since: None,
@@ -191,7 +193,7 @@ impl Hold {
 
     /// Takes an event in. One whose content is a [`Poison`] is never published; it is parked when its turn comes. One that
     /// is parked already is resolved, and one whose key is parked is parked behind it.
-    pub fn insert(&mut self, event: Event, now: Instant) -> Result<(), OutOfOrder> {
+    pub fn insert(&mut self, mut event: Event, now: Instant) -> Result<(), OutOfOrder> {
         let position = event.position;
         match self.last_inserted {
             Some(after) if after >= position => return Err(OutOfOrder { position, after }),
@@ -203,10 +205,11 @@ impl Hold {
         if self.halted.is_some() {
             return Ok(());
         }
-        if self.lot.contains(position) || self.has_left(position) {
+        let Some(position) = self.place_of(&event)? else {
             self.resolved.push(event.ticket);
             return Ok(());
-        }
+        };
+        event.position = position;
         let key = Arc::clone(&event.key);
         let state = match &event.content {
             Ok(_) => State::Waiting,
@@ -291,7 +294,7 @@ impl Hold {
     /// There is room, and not plenty already that may go as soon as the wire has room: a quarter of the window is more than one
     /// sweep frees. What waits without need costs memory, and has left the processor's cache when its turn comes.
     pub fn wants_more(&self) -> bool {
-        self.has_room() && self.ready.len() < (self.limits.window / 4).max(1)
+        faults::seeded(Bug::UnboundedWindow) || self.has_room() && self.ready.len() < (self.limits.window / 4).max(1)
     }
 
     /// Waiting events fit: reading may go on. One batch may be inserted after a `true`, whatever its size.
@@ -423,7 +426,9 @@ impl Hold {
         if lane.coming > 0 {
             return None;
         }
-        let head = *lane.queue.front()?;
+        let tried_again = |event: &Position| self.items.get(event).is_some_and(|item| item.retry_at.is_some());
+        let passed = |event: &&Position| faults::seeded(Bug::RetryWithoutHold) && tried_again(event);
+        let head = *lane.queue.iter().find(|event| !passed(event)).or(lane.queue.front())?;
         let item = self.items.get(&head)?;
         match item.state {
             // A parked event may come before what is on the wire: what is older than it, and was seen again.

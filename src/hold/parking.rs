@@ -142,6 +142,16 @@ impl Hold {
         }
     }
 
+    /// What was asked for is there and cannot be read: it stays, and its key with it, until a person has mended or discarded
+    /// it. To be told before [`Self::fetched`].
+    pub fn unreadable(&mut self, position: Position, why: &str, now: Instant) {
+        self.not_come(position, now);
+        if self.lot.failed_again(position, Reason::Unreadable).is_some() {
+            let error = format!("cannot be read: {why}");
+            self.failed.push(FailedAgain { position, reason: Reason::Unreadable, error });
+        }
+    }
+
     fn not_come(&mut self, position: Position, now: Instant) {
         let Some(taken) = self.lot.taken(position) else { return };
         if self.items.get(&position).is_none_or(|item| !item.parked) {
@@ -170,22 +180,6 @@ impl Hold {
             Mark::Discard if self.lot.is_taken(position) => false,
             Mark::Discard => self.leave_lot(position, now),
         }
-    }
-
-    /// Its row is gone, or will be. If the slot gives it again in this session, that is no news.
-    pub(super) fn leave_lot(&mut self, position: Position, now: Instant) -> bool {
-        let was_there = self.lot.remove(position, now);
-        if was_there && self.last_inserted.is_none_or(|last| last < position) {
-            self.left.insert(position);
-        }
-        was_there
-    }
-
-    pub(super) fn has_left(&mut self, position: Position) -> bool {
-        if !self.left.is_empty() {
-            self.left = self.left.split_off(&position);
-        }
-        self.left.remove(&position)
     }
 
     /// When [`Self::errands`] will have something to fetch, if nothing else happens.
@@ -220,7 +214,8 @@ impl Hold {
         let position = content.position;
         let Some(taken) = self.lot.taken(position).filter(|_| !self.items.contains_key(&position)) else { return };
         let mut message = content.message;
-        if taken.redrive {
+        // One that was sent again already has it.
+        if taken.redrive && !message.properties.headers.iter().any(|(name, _)| name == REDELIVERED) {
             message.properties.headers.push((REDELIVERED.into(), HeaderValue::Bool(true)));
         }
         let Taken { lane, route, policy: (ordering, on_unroutable), exchange, .. } = taken;

@@ -32,7 +32,7 @@ fn failed(n: u64) -> FailedAgain {
 fn open() -> (Desk, Registry) {
     let (mut desk, registry) = desk();
     assert!(!desk.is_open());
-    registry.answers.send(Answer::Loaded(Vec::new())).unwrap();
+    registry.answers.send(Answer::Loaded { relay_epoch: 1, letters: Vec::new() }).unwrap();
     desk.answer().now_or_never().unwrap();
     assert!(desk.is_open());
     (desk, registry)

@@ -9,6 +9,7 @@ mod take;
 mod ways;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -35,10 +36,13 @@ pub struct Lot {
     taken: usize,
     taken_bytes: u64,
     parked_keys: usize,
+    ids: RandomState,
 }
 
 #[derive(Debug)]
 struct Row {
+    /// See [`Lot::event`].
+    event: u64,
     /// Empty if it holds none (`on_poison = skip`).
     keys: Vec<Arc<str>>,
     /// The key that orders it in the hold.
@@ -131,6 +135,20 @@ impl Lot {
         self.rows.contains_key(&position)
     }
 
+    /// What stands for an event here. Of the id itself there would be a copy for each of a hundred thousand rows.
+    pub(super) fn event(&self, id: &str) -> u64 {
+        self.ids.hash_one(id)
+    }
+
+    pub(super) fn event_at(&self, position: Position) -> Option<u64> {
+        self.rows.get(&position).map(|row| row.event)
+    }
+
+    /// The events at these positions.
+    pub(super) fn events(&self, first: Position, last: Position) -> impl Iterator<Item = u64> {
+        self.rows.range(first..=last).map(|(_, row)| row.event)
+    }
+
     /// An event of this key and position has to be parked behind what is parked already. What is before the key's first
     /// parked event was decided before that one was: it comes again after a restart.
     pub(super) fn holds(&self, key: &str, position: Position) -> bool {
@@ -164,6 +182,7 @@ impl Lot {
             let way = Way { exchange: letter.exchange, routing_key: letter.routing_key };
             let Some(lane) = letter.keys.first().cloned() else { continue };
             let row = Row {
+                event: self.event(&letter.event_id),
                 keys: if letter.holds_key { letter.keys } else { Vec::new() },
                 lane,
                 way: self.ways.add(way),
@@ -189,6 +208,7 @@ impl Lot {
     pub(super) fn add(&mut self, letter: &NewDeadLetter) {
         let event = &letter.event;
         let row = Row {
+            event: self.event(&event.id),
             keys: if letter.holds_key { vec![Arc::clone(&event.key)] } else { Vec::new() },
             lane: Arc::clone(&event.key),
             way: self.ways.add(Way::of(event)),

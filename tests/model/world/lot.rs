@@ -35,7 +35,7 @@ impl Default for Lot {
 
 fn open(letters: Vec<DeadLetter>) -> (Desk, Registry) {
     let (mut desk, registry) = desk();
-    registry.answers.send(Answer::Loaded(letters)).unwrap();
+    registry.answers.send(Answer::Loaded { relay_epoch: 1, letters }).unwrap();
     desk.answer().now_or_never().unwrap();
     (desk, registry)
 }
@@ -110,7 +110,7 @@ impl Lot {
             }
             Command::Fetch(asked) => {
                 let found = asked.iter().filter_map(|position| self.table.get(position));
-                Answer::Fetched { contents: found.map(Letter::content).collect(), asked }
+                Answer::Fetched { contents: found.map(Letter::content).collect(), unreadable: Vec::new(), asked }
             }
             Command::Look => {
                 let marked = |(position, letter): (&Position, &Letter)| {
@@ -131,6 +131,7 @@ impl Letter {
         DeadLetter {
             id: 0,
             position: event.position,
+            event_id: Arc::clone(&event.id),
             keys: vec![Arc::clone(&event.key)],
             route: event.route.name.clone(),
             exchange: event.route.exchange.clone(),
@@ -193,7 +194,7 @@ impl World {
         self.errands(false)?;
         let Some(answer) = self.lot.desk.answer().now_or_never() else { return Ok(false) };
         match answer {
-            Answer::Loaded(_) => return self.check(false, || "loaded twice".to_owned()).map(|()| true),
+            Answer::Loaded { .. } => return self.check(false, || "loaded twice".to_owned()).map(|()| true),
             Answer::Parked(positions) => {
                 for position in &positions {
                     let committed = self.lot.contains(*position) || self.account.is_given_up(*position);
@@ -205,7 +206,7 @@ impl World {
                 }
             }
             Answer::Removed | Answer::FailedAgain => {}
-            Answer::Fetched { asked, contents } => {
+            Answer::Fetched { asked, contents, .. } => {
                 self.note(format!("fetched {} of {}", contents.len(), asked.len()));
                 self.hold.fetched(&asked, contents, self.now);
             }

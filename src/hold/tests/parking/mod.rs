@@ -1,5 +1,6 @@
 //! Rules R3 and R4: into the dead letters and out of them.
 
+mod damage;
 mod exchanges;
 mod into;
 mod out;
@@ -214,6 +215,7 @@ fn letter(row: &NewDeadLetter, mark: Option<Mark>) -> DeadLetter {
     DeadLetter {
         id: 0,
         position: row.event.position,
+        event_id: Arc::clone(&row.event.id),
         keys: vec![Arc::clone(&row.event.key)],
         route: row.event.route.name.clone(),
         exchange: row.event.route.exchange.clone(),
