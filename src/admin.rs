@@ -33,6 +33,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const LIFE: Duration = Duration::from_secs(600);
 /// hyper's smallest buffer: no request here has a body, and no head needs more.
 const BUFFER: usize = 8 * 1024;
+/// Sixteen segments of the default size.
+const LITTLE_WAL: i64 = 256 << 20;
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The listener cannot be had.
@@ -129,9 +131,24 @@ fn answer<B>(request: &Request<B>, shared: &Shared) -> Response<Full<Bytes>> {
 
 fn ready(snapshot: &Snapshot) -> Response<Full<Bytes>> {
     match unready_because(snapshot) {
-        None => text(StatusCode::OK, "ready\n".to_owned()),
+        None => text(StatusCode::OK, format!("ready\n{}", warnings(snapshot))),
         Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
     }
+}
+
+/// What may cost the slot its WAL later, a line each: it is ready all the same, and nothing is helped by starting it anew.
+fn warnings(snapshot: &Snapshot) -> String {
+    let Some(slot) = &snapshot.slot_state else { return String::new() };
+    let mut lines = String::new();
+    let left = slot.safe_wal_bytes.filter(|left| *left < LITTLE_WAL);
+    if left.is_some() || slot.wal_status.as_deref() == Some("unreserved") {
+        let left = left.unwrap_or_default().max(0);
+        lines.push_str(&format!("warning: the slot is lost after {left} more bytes of WAL (max_slot_wal_keep_size)\n"));
+    }
+    for holder in &slot.restart_held_by {
+        lines.push_str(&format!("warning: WAL is kept for {}\n", holder.description));
+    }
+    lines
 }
 
 /// Why it is not ready, for a person; `None` if it is.

@@ -6,6 +6,7 @@ mod management;
 mod postgres;
 mod publication;
 mod rabbitmq;
+mod surroundings;
 
 use std::fmt;
 

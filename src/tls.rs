@@ -12,7 +12,7 @@ use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_sig
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 /// How much of the peer's certificate is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,6 +188,26 @@ pub(crate) enum Refusal {
     Dates,
     /// Anything else, in rustls' words.
     Other(String),
+}
+
+/// Whether the peer refuses the certificate that it was shown, or misses one. With TLS 1.3 that comes after the handshake, in the
+/// place of the peer's first answer (RFC 8446, section 4.4.2.4).
+pub(crate) fn refuses_ours(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let Some(rustls::Error::AlertReceived(alert)) = inner else { return false };
+    matches!(
+        alert,
+        AlertDescription::NoCertificate
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+            | AlertDescription::DecryptError
+            | AlertDescription::CertificateRequired
+    )
 }
 
 /// The refusal inside the error of a TLS handshake; `None` if the peer's certificate was not the reason.

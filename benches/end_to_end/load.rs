@@ -20,6 +20,8 @@ pub(crate) enum Keys {
     /// Number k of 10,000 with a probability of about 1/k (Zipf): the first has every thirteenth row.
     Skewed,
     One,
+    /// A million of them, one after the other.
+    Million,
 }
 
 /// What is written.
@@ -84,6 +86,7 @@ impl Load {
             Keys::Even => format!("floor(random() * {AGGREGATES})::int::text"),
             Keys::Skewed => format!("floor(power({AGGREGATES}, random()))::int::text"),
             Keys::One => "'1'".to_owned(),
+            Keys::Million => "(row % 1000000)::text".to_owned(),
         };
         // {"note": "...", "total": 99.5}
         let note = PAYLOAD_BYTES - 28;

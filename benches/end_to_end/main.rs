@@ -34,6 +34,10 @@ struct Settings {
     bare_headers: bool,
 }
 
+/// One transaction of five million rows and a million keys: what is looked at is the memory.
+const HUGE: &str = "huge-transaction";
+const HUGE_ROWS: u64 = 5_000_000;
+
 /// Rows of one scenario, and how the relay is told to order them.
 struct Scenario {
     name: &'static str,
@@ -88,13 +92,19 @@ impl Settings {
             rows_in_transaction,
             rows: (self.rows / share).max(rows_in_transaction) / rows_in_transaction * rows_in_transaction,
         };
-        let all = vec![
+        let mut all = vec![
             Scenario { name: "1-row", load: load(Keys::Even, 1, 1), orderings: &[Key, Pipelined] },
             Scenario { name: "100-row", load: load(Keys::Even, 100, 1), orderings: &[Key, Pipelined] },
             Scenario { name: "skewed", load: load(Keys::Skewed, 1, 5), orderings: &[Key, Pipelined] },
             Scenario { name: "1-aggregate-key", load: load(Keys::One, 1, 50), orderings: &[Key] },
             Scenario { name: "1-aggregate-pipelined", load: load(Keys::One, 1, 5), orderings: &[Pipelined] },
         ];
+        // Only when it is asked for: it takes ten times as long as all the others, and gigabytes of disk.
+        if self.only.iter().any(|part| HUGE.contains(part.as_str())) {
+            let rows = self.rows.max(HUGE_ROWS);
+            let load = Load { keys: Keys::Million, rows_in_transaction: rows, rows };
+            all.push(Scenario { name: HUGE, load, orderings: &[Key] });
+        }
         all.into_iter().filter(|scenario| self.wants(scenario.name)).collect()
     }
 

@@ -4,14 +4,23 @@
 container() { printf 'postrider-%s' "$name"; }
 
 docker_create_postgres() {
-  local each options=()
+  local each options=() prelude='chown -R postgres /etc/postrider'
   for each in "${settings[@]}"; do options+=(-c "$each"); done
   [ -z "$tls" ] || options+=(-c ssl=on -c ssl_ca_file=/etc/postrider/ca.pem -c ssl_cert_file=/etc/postrider/cert.pem -c ssl_key_file=/etc/postrider/key.pem)
   mkdir "$dir/files" && postgres_hba >"$dir/files/pg_hba.conf" || return
   run_options=(-p "127.0.0.1:$port:5432" -e POSTGRES_PASSWORD=postgres -e POSTGRES_INITDB_ARGS=-N)
+  if [ -n "$cluster" ]; then
+    each=$(primary_conninfo "postrider-$cluster" 5432)
+    options+=(-c "primary_conninfo=$each" -c "primary_slot_name=$(standby_slot)")
+    run_options+=(-e "PRIMARY=$each" -e "SLOT=$(standby_slot)")
+    # shellcheck disable=SC2016 # expanded in the container
+    prelude+=' && install -d -o postgres -m 700 "$PGDATA" && { [ -s "$PGDATA/PG_VERSION" ] ||
+      gosu postgres pg_basebackup -d "$PRIMARY" -D "$PGDATA" -R -X stream -C -S "$SLOT" -c fast; }'
+  fi
   # shellcheck disable=SC2016 # expanded in the container
-  docker_create "$postgres_image" 'chown -R postgres /etc/postrider && exec docker-entrypoint.sh "$@"' \
-    postgres -c hba_file=/etc/postrider/pg_hba.conf "${options[@]}"
+  docker_create "$postgres_image" "$prelude"' && exec docker-entrypoint.sh "$@"' \
+    postgres -c hba_file=/etc/postrider/pg_hba.conf "${options[@]}" || return
+  [ -z "$cluster" ] || docker_network
 }
 
 docker_create_rabbitmq() {
@@ -19,11 +28,30 @@ docker_create_rabbitmq() {
   rabbitmq_conf 5671 /etc/postrider >"$dir/files/rabbitmq.conf"
   rabbitmq_plugins rabbitmq_prometheus >"$dir/files/enabled_plugins"
   run_options=(-p "127.0.0.1:$port:5672" -p "127.0.0.1:$management_port:15672")
+  if [ -n "$cluster" ]; then
+    # One cookie for all its nodes: the name of the first is as secret as a test needs it.
+    printf '%s' "$cluster" >"$dir/files/erlang.cookie"
+    run_options+=(-e "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=$cluster_erl")
+  fi
   [ -z "$tls" ] || run_options+=(-p "127.0.0.1:$tls_port:5671")
   # shellcheck disable=SC2016 # expanded in the container
   docker_create "$rabbitmq_image" 'cd /etc/postrider && chown -R rabbitmq . && cp -p rabbitmq.conf /etc/rabbitmq/conf.d/90-postrider.conf &&
-    cp -p enabled_plugins /etc/rabbitmq/ && cd / && exec docker-entrypoint.sh "$@"' rabbitmq-server
+    cp -p enabled_plugins /etc/rabbitmq/ &&
+    { [ ! -f erlang.cookie ] || { cp -p erlang.cookie /var/lib/rabbitmq/.erlang.cookie && chmod 400 /var/lib/rabbitmq/.erlang.cookie; }; } && cd / && exec docker-entrypoint.sh "$@"' rabbitmq-server || return
+  [ -z "$cluster" ] || docker_network
 }
+
+# The nodes of a cluster, or a primary and its standbys, have a network of their own beside the one over which clients come, so that they can be parted.
+docker_network() {
+  docker network inspect "postrider-$cluster" >/dev/null 2>&1 ||
+    docker network create --label "postrider.servers=$root" "postrider-$cluster" >/dev/null || return
+  # The first one may have been made before there was anybody to share a network with.
+  [ "$cluster" = "$name" ] || docker network connect "postrider-$cluster" "postrider-$cluster" 2>/dev/null || true
+  docker_mend
+}
+docker_cut() { [ -n "$cluster" ] && docker network disconnect "postrider-$cluster" "$(container)"; }
+docker_mend() { [ -n "$cluster" ] && docker network connect "postrider-$cluster" "$(container)"; }
+docker_node() { printf 'rabbit@postrider-%s' "$1"; }
 
 # Its own user owns nothing of this, and need not: it reads, and writes into its own directory.
 docker_create_prometheus() {
@@ -47,7 +75,11 @@ docker_running() { [ "$(docker inspect -f '{{.State.Running}}' "$(container)" 2>
 docker_pause() { docker pause "$(container)" >/dev/null; }
 docker_unpause() { docker unpause "$(container)" >/dev/null; }
 docker_logs() { docker logs "$(container)" 2>&1; }
-docker_remove() { docker rm -f -v "$(container)" >/dev/null 2>&1 || true; }
+docker_remove() {
+  docker rm -f -v "$(container)" >/dev/null 2>&1 || true
+  # Refused while another node is in it: the last one takes it away.
+  docker network rm "postrider-${cluster:-$name}" >/dev/null 2>&1 || true
+}
 
 # A published port passes one more process. The process id is 0 where the engine is on another machine.
 docker_direct() {
@@ -76,4 +108,7 @@ docker_sweep() {
   left=$(timeout 10 docker ps -aq --filter "label=postrider.servers=$root" --filter "name=^/postrider-$1" 2>/dev/null) || return 0
   # shellcheck disable=SC2086 # one word for each container
   [ -z "$left" ] || docker rm -f -v $left >/dev/null
+  left=$(timeout 10 docker network ls -q --filter "label=postrider.servers=$root" --filter "name=^postrider-$1" 2>/dev/null) || return 0
+  # shellcheck disable=SC2086 # one word for each network
+  [ -z "$left" ] || docker network rm $left >/dev/null
 }

@@ -44,8 +44,15 @@ local_create_postgres() {
   : >"$private/log"
   mkdir "$private/data"
   [ "$(id -u)" != 0 ] || chown -R "$(server_user)" "$private/etc" "$private/log" "$private/data"
-  as_server "$programs/initdb" -D "$private/data" -U postgres -N -E UTF8 --locale=C.UTF-8 --auth=scram-sha-256 \
-    --pwfile="$private/etc/password" >>"$private/log" 2>&1 || return
+  if [ -n "$cluster" ]; then
+    each=$(primary_conninfo 127.0.0.1 "$(sed -n 's/^port=//p' "$state/$cluster/server")")
+    settings+=("primary_conninfo=$each" "primary_slot_name=$(standby_slot)")
+    chmod 700 "$private/data"
+    as_server "$programs/pg_basebackup" -d "$each" -D "$private/data" -R -X stream -C -S "$(standby_slot)" -c fast >>"$private/log" 2>&1 || return
+  else
+    as_server "$programs/initdb" -D "$private/data" -U postgres -N -E UTF8 --locale=C.UTF-8 --auth=scram-sha-256 \
+      --pwfile="$private/etc/password" >>"$private/log" 2>&1 || return
+  fi
   : >"$private/log"
   {
     printf "listen_addresses = '127.0.0.1'\nport = %s\nunix_socket_directories = ''\n" "$port"
@@ -69,7 +76,7 @@ local_create_rabbitmq() {
   rabbitmq_plugins >"$private/etc/enabled_plugins"
   : >"$private/etc/rabbitmq-env.conf"
   [ -z "$tls" ] || copy_tls "$private/etc" || return
-  (umask 277 && od -An -N 16 -tx1 /dev/urandom | tr -d ' \n' >"$private/home/.erlang.cookie")
+  (umask 277 && if [ -n "$cluster" ]; then printf '%s' "$cluster"; else od -An -N 16 -tx1 /dev/urandom | tr -d ' \n'; fi >"$private/home/.erlang.cookie")
 }
 
 local_create_prometheus() {
@@ -79,14 +86,20 @@ local_create_prometheus() {
 # Sets `rabbitmq`: every path and port that a broker of the system would otherwise share ("Supported environment variables" in
 # RabbitMQ's configuration guide). RUNNING_UNDER_SYSTEMD makes the start script exec the VM, so that its pid is the broker's.
 rabbitmq_environment() {
+  local erl='-kernel inet_dist_use_interface {127,0,0,1}'
+  [ -z "$cluster" ] || erl+=" $cluster_erl"
   rabbitmq=(env -i PATH="$PATH" LANG=C.UTF-8 HOME="$private/home" ERL_EPMD_PORT="$epmd_port" ERL_EPMD_ADDRESS=127.0.0.1
-    RABBITMQ_NODENAME="postrider-$name@localhost" RABBITMQ_DIST_PORT="$dist_port" RUNNING_UNDER_SYSTEMD=true
-    RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS='-kernel inet_dist_use_interface {127,0,0,1}'
+    RABBITMQ_NODENAME="$(local_node "$name")" RABBITMQ_DIST_PORT="$dist_port" RUNNING_UNDER_SYSTEMD=true
+    RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="$erl"
     RABBITMQ_BASE="$private" RABBITMQ_MNESIA_BASE="$private/data" RABBITMQ_LOG_BASE="$private/home" RABBITMQ_PID_FILE="$private/home/pid"
     RABBITMQ_CONFIG_FILE="$private/etc/rabbitmq.conf" RABBITMQ_ADVANCED_CONFIG_FILE="$private/etc/advanced.config"
     RABBITMQ_CONF_ENV_FILE="$private/etc/rabbitmq-env.conf" RABBITMQ_ENABLED_PLUGINS_FILE="$private/etc/enabled_plugins"
     RABBITMQ_GENERATED_CONFIG_DIR="$private/home")
 }
+
+local_node() { printf 'postrider-%s@localhost' "$1"; }
+local_cut() { die 'local servers share one network: a node cannot be cut off'; }
+local_mend() { local_cut; }
 
 local_launch() {
   case $kind in

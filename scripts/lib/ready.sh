@@ -9,6 +9,12 @@ postgres_hba() {
   printf 'local all all trust\n%s all all all scram-sha-256\n%s replication all all scram-sha-256\n' "$connection" "$connection"
 }
 
+# HOST PORT: what a standby connects to its primary with. The database is for the synchronization of slots.
+primary_conninfo() {
+  printf 'host=%s port=%s user=postgres password=postgres dbname=postgres application_name=%s' "$1" "$2" "$(standby_slot)"
+}
+standby_slot() { printf '%s' "${name//-/_}"; }
+
 # LISTENER ETC: the statistics of the management API are taken every second instead of every five, so that a test waits less; the
 # largest message is RabbitMQ 4's, which was 128 MiB before.
 rabbitmq_conf() {
@@ -20,6 +26,10 @@ rabbitmq_conf() {
   fi
   printf '%s' "$conf"
 }
+
+# For the nodes of a cluster: one that is silent for this many seconds is gone (a minute by default).
+# shellcheck disable=SC2034 # used by both engines
+cluster_erl='-kernel net_ticktime 8'
 
 rabbitmq_plugins() {
   local plugins=(rabbitmq_management "$@")

@@ -5,15 +5,14 @@ use std::time::Duration;
 use secrecy::ExposeSecret;
 use tokio_postgres::{Client, Row};
 
-use super::{Finding, publication};
+use super::{Finding, publication, surroundings};
 use crate::config::Config;
 use crate::migrate;
-use crate::postgres::replication::ReplicationConnection;
 use crate::postgres::sql::{Sql, SqlError};
 use crate::postgres::state::{self, Phase};
 use crate::postgres::url::Target;
 
-const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) async fn check(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -46,10 +45,8 @@ async fn ask(config: &Config, target: &Target, client: &Client, findings: &mut V
     let server = client.query_one(include_str!("../../sql/queries/check_server.sql"), &[]).await?;
     let slot = client.query_opt(include_str!("../../sql/queries/check_slot.sql"), &[&config.slot]).await?;
     settings(target, &config.application_name(), &server, slot.is_some(), findings)?;
-    findings.push(match ReplicationConnection::connect(target, &config.application_name()).await {
-        Ok(_) => Finding::ok("postgres.replication", "a replication connection was opened"),
-        Err(error) => Finding::fail("postgres.replication", error.to_string()),
-    });
+    surroundings::replication(config, target, client, findings).await?;
+    surroundings::failover(config, client, findings).await?;
     let migrated = migrations(config, client, findings).await?;
     findings.push(outbox(config, client).await?);
     findings.push(publication::check(config, client, migrated).await?);
@@ -124,11 +121,22 @@ fn settings(
             "postgres.wal_keep",
             "max_slot_wal_keep_size is unlimited: while the relay is away, WAL may fill the disk",
         )
-        .say("choose what the disk can spare, as in: alter system set max_slot_wal_keep_size = '50GB'; select pg_reload_conf()")
-        .say("beyond it the slot is lost and events with it: alert on postrider_slot_safe_wal_bytes")
+        .sql("alter system set max_slot_wal_keep_size = '50GB'")
+        .sql("select pg_reload_conf()")
+        .say("with what the disk can spare instead of 50GB; beyond it the slot is lost and events with it: alert on postrider_slot_safe_wal_bytes")
     } else {
         Finding::ok("postgres.wal_keep", format!("max_slot_wal_keep_size is {keep}"))
     });
+    if server.try_get::<_, String>("wal_sender_timeout")? == "0" {
+        findings.push(
+            Finding::warn(
+                "postgres.sender_timeout",
+                "wal_sender_timeout is 0: PostgreSQL never gives up a connection that has gone silent. The relay asks for 60 s for its own",
+            )
+            .sql("alter system set wal_sender_timeout = '60s'")
+            .sql("select pg_reload_conf()"),
+        );
+    }
     let timeout: String = server.try_get("idle_slot_timeout")?;
     if timeout != "0" {
         findings.push(
@@ -271,6 +279,11 @@ async fn slot_state(config: &Config, client: &Client, slot: Option<&Row>, migrat
         let since = confirmed.unwrap_or_else(|| "its last position".to_owned());
         Finding::fail(CHECK, format!("{name} is lost: PostgreSQL has removed WAL after {since} that was not delivered"))
             .say("the relay never skips it by itself")
+    } else if slot.try_get::<_, Option<bool>>("endangered")? == Some(true) {
+        let left: Option<String> = slot.try_get("safe_wal")?;
+        let left = left.unwrap_or_else(|| "nothing".to_owned());
+        Finding::warn(CHECK, format!("{name} will be lost after {left} more of WAL (max_slot_wal_keep_size): what was not delivered by then is gone"))
+            .say("let the relay catch up (its status says what it waits for), or raise max_slot_wal_keep_size")
     } else if let Some(pid) = slot.try_get::<_, Option<i32>>("active_pid")? {
         let reader: Option<String> = slot.try_get("reader")?;
         Finding::ok(

@@ -15,12 +15,15 @@ use tracing::error;
 use super::connection::{Channels, deadline};
 use crate::confirms::{AttemptId, Decided, Judge, JudgeError, Outcome};
 use crate::event::{Event, HeaderValue, Message, Poison, PoisonReason, Position};
+use crate::faults::{self, Bug};
 
 /// The header by which returned messages are matched (rule R2).
 const POSITION: &str = "x-postrider-position";
-/// When this publish was made, in milliseconds since the Unix epoch, by the relay's clock. The one thing that differs
+/// When this publish was made, in milliseconds since the Unix epoch, by the relay's clock. With the next one all that differs
 /// between two publishes of the same event.
 const SENT_AT: &str = "x-postrider-sent-at";
+/// Which relay made it: `relay_epoch` of its `/status`, which each takeover raises.
+const RELAY_EPOCH: &str = "x-postrider-relay-epoch";
 /// Persistent (AMQP 0-9-1, "basic" class).
 const PERSISTENT: u8 = 2;
 /// A content header is one frame: 8 bytes around it, 14 of its own, and the fixed properties with their lengths.
@@ -105,9 +108,10 @@ impl Wire {
     }
 
     /// Publishes the event now. What becomes of it, [`Self::poll_sweep`] tells.
-    pub(super) fn publish(&mut self, event: &Event) -> Result<(), PublishError> {
+    pub(super) fn publish(&mut self, event: &Event, relay_epoch: i64) -> Result<(), PublishError> {
         let message = event.content.as_ref().map_err(Clone::clone)?;
-        let publish = publish(&self.channel, event, message, self.frame_max)?;
+        let sending = Sending { relay_epoch, frame_max: self.frame_max };
+        let publish = publish(&self.channel, event, message, sending)?;
         let id = self.judge.published(event.position)?;
         let mut attempt = Attempt { id, position: event.position, stage: Stage::Publishing(publish) };
         // The first poll hands the frames to lapin. Whatever it answers, the next sweep polls again with a real waker:
@@ -311,25 +315,33 @@ fn carried(message: Option<lapin::message::BasicReturnMessage>) -> Result<Option
     Ok(position)
 }
 
-/// The publish of one event: mandatory, persistent, with the properties of its message and nothing else but the time.
+/// Who sends, and over what.
+#[derive(Clone, Copy)]
+pub(crate) struct Sending {
+    pub(crate) relay_epoch: i64,
+    pub(crate) frame_max: usize,
+}
+
+/// The publish of one event: mandatory, persistent, with the properties of its message and nothing else but the time and the relay.
 pub(super) fn publish(
     channel: &Channel,
     event: &Event,
     message: &Message,
-    frame_max: usize,
+    sending: Sending,
 ) -> Result<Publishing, Poison> {
     let exchange = short(&event.route.exchange, "exchange")?;
     let routing_key = short(&message.routing_key, "routing key")?;
-    let properties = properties(event.position, message, frame_max)?;
+    let properties = properties(event.position, message, sending)?;
     let (channel, body) = (channel.clone(), message.body.clone());
     // Boxed at once: it is kilobytes, most of them room for lapin, and each move would copy them all.
     Ok(Box::pin(async move {
-        let options = BasicPublishOptions { mandatory: true, immediate: false };
+        let options = BasicPublishOptions { mandatory: !faults::seeded(Bug::NotMandatory), immediate: false };
         channel.basic_publish(exchange, routing_key, options, &body, properties).await
     }))
 }
 
-fn properties(position: Position, message: &Message, frame_max: usize) -> Result<BasicProperties, Poison> {
+/// What goes onto the wire with a message.
+pub(crate) fn properties(position: Position, message: &Message, sending: Sending) -> Result<BasicProperties, Poison> {
     let given = &message.properties;
     let mut size = FRAME_OVERHEAD;
     let mut headers = FieldTable::default();
@@ -350,17 +362,23 @@ fn properties(position: Position, message: &Message, frame_max: usize) -> Result
     headers.insert(short(POSITION, POSITION)?, AMQPValue::LongString(LongString::from(position.to_string())));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     headers.insert(short(SENT_AT, SENT_AT)?, AMQPValue::LongLongInt(i64::try_from(now).unwrap_or(i64::MAX)));
-    size += 128 + given.message_id.len() + given.kind.len() + given.content_type.len();
+    headers.insert(short(RELAY_EPOCH, RELAY_EPOCH)?, AMQPValue::LongLongInt(sending.relay_epoch));
+    size += 160 + given.message_id.len() + given.kind.len() + given.content_type.len();
     size += given.correlation_id.as_ref().map_or(0, String::len);
+    let frame_max = sending.frame_max;
     if size > frame_max {
         // The broker would answer with FRAME_ERROR and close the connection, again and again.
         let detail = format!("properties and headers of {size} bytes; the broker's frame_max is {frame_max}");
         return Err(Poison { reason: PoisonReason::HeadersTooLarge, detail });
     }
+    let message_id = match faults::seeded(Bug::RandomMessageIds) {
+        true => short(&format!("{:032x}", rand::random::<u128>()), "message_id")?,
+        false => short(&given.message_id, "message_id")?,
+    };
     let properties = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
         .with_app_id(short("postrider", "app_id")?)
-        .with_message_id(short(&given.message_id, "message_id")?)
+        .with_message_id(message_id)
         .with_type(short(&given.kind, "type")?)
         .with_content_type(short(given.content_type, "content_type")?)
         .with_timestamp(given.timestamp)
@@ -390,6 +408,10 @@ mod tests {
 
     const AT: Position = Position { epoch: 1, commit: Lsn(2), ordinal: 3, part: 0 };
 
+    fn over(frame_max: usize) -> Sending {
+        Sending { relay_epoch: 5, frame_max }
+    }
+
     fn message(headers: Vec<Header>) -> Message {
         let properties = Properties {
             message_id: Arc::from("id"),
@@ -403,9 +425,9 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_message_has_is_sent_with_the_position_and_the_time() {
+    fn only_what_the_message_has_is_sent_with_the_position_the_time_and_the_relay() {
         let headers = vec![("tenant".into(), HeaderValue::Integer(4))];
-        let sent = properties(AT, &message(headers), 131_072).unwrap();
+        let sent = properties(AT, &message(headers), over(131_072)).unwrap();
         assert_eq!((*sent.delivery_mode(), *sent.timestamp()), (Some(2), Some(7)));
         assert_eq!(sent.app_id().as_ref().unwrap().as_str(), "postrider");
         let bare = sent.clone().with_headers(FieldTable::default());
@@ -420,20 +442,24 @@ mod tests {
         assert_eq!(bare, expected);
         let headers = sent.headers().as_ref().unwrap().inner();
         let names: Vec<_> = headers.keys().map(|name| name.as_str().to_owned()).collect();
-        assert_eq!(names, ["tenant", POSITION, SENT_AT]);
+        assert_eq!(names, ["tenant", POSITION, RELAY_EPOCH, SENT_AT]);
+        assert_eq!(headers.get(RELAY_EPOCH), Some(&AMQPValue::LongLongInt(5)));
         assert_eq!(headers.get(POSITION), Some(&AMQPValue::LongString(AT.to_string().into())));
     }
 
     #[test]
     fn what_would_break_the_connection_is_poison_before_it_is_published() {
         let long = vec![("x".into(), HeaderValue::Text("x".repeat(9000)))];
-        assert_eq!(properties(AT, &message(long.clone()), 8192).unwrap_err().reason, PoisonReason::HeadersTooLarge);
-        assert!(properties(AT, &message(long), 16384).is_ok());
+        assert_eq!(
+            properties(AT, &message(long.clone()), over(8192)).unwrap_err().reason,
+            PoisonReason::HeadersTooLarge
+        );
+        assert!(properties(AT, &message(long), over(16384)).is_ok());
         let name = vec![("n".repeat(256).into(), HeaderValue::Bool(true))];
-        assert_eq!(properties(AT, &message(name), 131_072).unwrap_err().reason, PoisonReason::BadProperty);
+        assert_eq!(properties(AT, &message(name), over(131_072)).unwrap_err().reason, PoisonReason::BadProperty);
         let mut kind = message(Vec::new());
         kind.properties.kind = "é".repeat(128);
-        assert_eq!(properties(AT, &kind, 131_072).unwrap_err().reason, PoisonReason::BadProperty);
+        assert_eq!(properties(AT, &kind, over(131_072)).unwrap_err().reason, PoisonReason::BadProperty);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::socket::{self, Ended, KillSwitch, Socket};
 use super::url::{BrokerAddress, Login, Target, UrlError};
 use crate::config::Config;
 use crate::config::load::SecretError;
-use crate::tls::TlsConfigError;
+use crate::tls::{TlsConfigError, refuses_ours};
 
 /// The answer to anything but a publish takes milliseconds; a broker that needs longer is as good as gone.
 pub(super) const RPC_TIMEOUT: Duration = Duration::from_secs(5);
@@ -105,6 +105,15 @@ pub enum Fault {
         #[source]
         source: lapin::Error,
     },
+    /// EXTERNAL.
+    #[error(
+        "login refused for the client certificate; its user has to exist there (`rabbitmqctl add_user`): it is named by the certificate's common name if the broker has ssl_cert_login_from = common_name, otherwise by its whole subject"
+    )]
+    CertificateUser(#[source] lapin::Error),
+    #[error(
+        "the broker does not take the client certificate ({0}); one of an authority in its ssl_options.cacertfile belongs into certfile and keyfile of AMQP_URL (amqp_cert_file, amqp_key_file)"
+    )]
+    Certificate(#[source] lapin::Error),
     #[error("vhost `{vhost}` does not exist; create it with `rabbitmqctl add_vhost '{vhost}'`, or correct AMQP_URL")]
     NoVhost {
         vhost: String,
@@ -131,7 +140,14 @@ impl ConnectError {
             ConnectError::Url(_) => true,
             ConnectError::Secret(_) => false,
             ConnectError::Unreachable(faults) => faults.iter().any(|fault| {
-                matches!(fault.fault, Fault::Login { .. } | Fault::NoVhost { .. } | Fault::VhostRefused { .. })
+                matches!(
+                    fault.fault,
+                    Fault::Login { .. }
+                        | Fault::CertificateUser(_)
+                        | Fault::Certificate(_)
+                        | Fault::NoVhost { .. }
+                        | Fault::VhostRefused { .. }
+                )
             }),
         }
     }
@@ -143,9 +159,24 @@ fn join(faults: &[BrokerFault]) -> String {
 
 /// Connects to the configured brokers: reads the URL again, begins with any of them, and takes the first that answers.
 pub async fn connect(config: &Config, purpose: Purpose) -> Result<Link, ConnectError> {
+    connect_again(config, purpose, None).await
+}
+
+/// The same, after the connection to the broker at the address `last`, which comes last now: a node that is parted from its cluster
+/// accepts connections, and confirms nothing on them.
+pub async fn connect_again(config: &Config, purpose: Purpose, last: Option<&str>) -> Result<Link, ConnectError> {
     let url = config.amqp_url.read()?;
     let target = Target::new(url.expose_secret(), config)?;
-    connect_to(&target, &connection_name(&config.slot, purpose)).await
+    connect_in_order(&target, &connection_name(&config.slot, purpose), order(&target, last)).await
+}
+
+/// Any first, so that relays spread over the nodes; the one at `last` behind the others.
+fn order<'t>(target: &'t Target, last: Option<&str>) -> Vec<&'t BrokerAddress> {
+    let count = target.brokers.len();
+    let start = rand::random_range(0..count.max(1));
+    let mut order: Vec<&BrokerAddress> = target.brokers.iter().cycle().skip(start).take(count).collect();
+    order.sort_by_key(|broker| last == Some(broker.address().as_str()));
+    order
 }
 
 /// `postrider/<slot>@<host>/<publish|probe|tail|dead-letters>`, as the management UI shows it.
@@ -161,14 +192,18 @@ fn connection_name(slot: &str, purpose: Purpose) -> String {
     format!("postrider/{slot}@{}/{purpose}", host.trim())
 }
 
-/// Tries each broker once, within the longest `connect_timeout` of them altogether.
+/// Connects to any of these brokers, under this name.
 pub async fn connect_to(target: &Target, name: &str) -> Result<Link, ConnectError> {
-    let count = target.brokers.len();
+    connect_in_order(target, name, order(target, None)).await
+}
+
+/// Tries each broker once, within the longest `connect_timeout` of them altogether.
+async fn connect_in_order(target: &Target, name: &str, order: Vec<&BrokerAddress>) -> Result<Link, ConnectError> {
+    let count = order.len();
     let limit = target.brokers.iter().map(|broker| broker.connect_timeout).max().unwrap_or_default();
     let deadline = Instant::now() + limit;
-    let start = rand::random_range(0..count.max(1));
     let mut faults = Vec::new();
-    for (tried, broker) in target.brokers.iter().cycle().skip(start).take(count).enumerate() {
+    for (tried, broker) in order.into_iter().enumerate() {
         // A broker that does not answer leaves the others their share.
         let share = deadline.saturating_duration_since(Instant::now()) / u32::try_from(count - tried).unwrap_or(1);
         let share = share.min(broker.connect_timeout);
@@ -250,11 +285,15 @@ async fn handshake(
     };
     connected.map_err(|source| {
         match reply(&source) {
+            Some((403, _)) if matches!(broker.login, Login::External) => Fault::CertificateUser(source),
             Some((403, _)) => Fault::Login { who: who(), source },
             // 530 NOT_ALLOWED has no subcodes; the text is rabbit_reader's.
             Some((530, text)) if text.contains("not found") => Fault::NoVhost { vhost: vhost.to_owned(), source },
             Some((530, text)) if text.contains("refused") => {
                 Fault::VhostRefused { who: who(), vhost: vhost.to_owned(), source }
+            }
+            _ if matches!(source.kind(), ErrorKind::IOError(error) if refuses_ours(error)) => {
+                Fault::Certificate(source)
             }
             _ => Fault::Handshake(source),
         }

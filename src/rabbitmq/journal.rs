@@ -12,9 +12,11 @@ use tracing::field::{DisplayValue, display};
 use tracing::{debug, error, info, warn};
 
 use super::connection::Link;
-use crate::dead_letters::{NewDeadLetter, Reason};
+use crate::dead_letters::{NewDeadLetter, Reason, Unreadable};
 use crate::event::{Event, Poison, Position, shown};
-use crate::hold::{ChannelFault, ChannelJudgement, Decision, Delivered, Hold, Refusal, Refused, Released, Why};
+use crate::hold::{
+    ChannelFault, ChannelJudgement, Decision, Delivered, Displaced, Hold, Refusal, Refused, Released, Why,
+};
 use crate::metrics::Metrics;
 use crate::status::{DeadLetters, DelayedKey, FailingExchange, FailingWay, Status};
 use crate::traces::{Spans, TraceParent};
@@ -331,6 +333,30 @@ impl Journal {
     pub(super) fn discarded_by_a_person(&self, event_id: &str, position: Position, route: &str) {
         self.metrics.discarded.with_label_values(&["operator", route]).inc();
         info!(event_id = shown(event_id), %position, route, "a dead letter was discarded, as it was marked");
+    }
+
+    /// `letter.why` names columns, never values.
+    pub(super) fn unreadable(&self, letter: &Unreadable) {
+        let Unreadable { id, position, why } = letter;
+        error!(
+            dead_letter = id,
+            %position,
+            why,
+            "a dead letter cannot be read: somebody has changed its row. It stays, with the later events of its key behind it, and \
+             all else is carried. Mend the row and mark it (`postrider dlq redrive {id}`), or give it up (`postrider dlq discard {id}`)"
+        );
+    }
+
+    pub(super) fn displaced(&self, displaced: &Displaced) {
+        let Displaced { id, from, to } = displaced;
+        error!(
+            event_id = shown(id),
+            position = %from,
+            carried_as = %to,
+            "at the position of this event is the dead letter of another one: somebody has changed that row, or the database was \
+             rewound and its record was not. The event is carried under a position of its own, and the dead letter stays: see what it \
+             is (`postrider dlq list`), then redrive or discard it"
+        );
     }
 
     pub(super) fn exchange_recovered(&self, exchange: &str) {

@@ -2,7 +2,7 @@
 //!
 //! [`publisher`] is the way in; a session's publishing is the loop in `window`, over one `channel` at a time.
 
-mod channel;
+pub(crate) mod channel;
 pub mod connection;
 pub mod dead_letter_queue;
 pub mod greeting;

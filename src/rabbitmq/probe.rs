@@ -6,7 +6,7 @@ use lapin::Confirmation;
 use lapin::options::ConfirmSelectOptions;
 use tokio::time::timeout;
 
-use super::channel::publish;
+use super::channel::{Sending, publish};
 use super::connection::{Channels, deadline, reply};
 use super::topology::{Existence, close, passive_exchange};
 use crate::event::{Poison, PoisonReason, Position};
@@ -28,9 +28,9 @@ pub(super) enum EventOutcome {
 
 /// A passive declare; if that passes, a publish of the probe's event, alone on a channel of its own, so that whatever is
 /// said there is said of that event.
-pub(super) async fn probe(channels: Channels, probe: Probe, frame_max: usize, confirm_timeout: Duration) -> Probed {
+pub(super) async fn probe(channels: Channels, probe: Probe, sending: Sending, confirm_timeout: Duration) -> Probed {
     let exchange = probe.exchange.clone();
-    match run(&channels, probe, frame_max, confirm_timeout).await {
+    match run(&channels, probe, sending, confirm_timeout).await {
         Ok((outcome, event)) => Probed { exchange, outcome, event },
         // The connection is in trouble; the window finds that out by itself.
         Err(error) => Probed { exchange, outcome: ProbeOutcome::StillFailing(error), event: None },
@@ -40,7 +40,7 @@ pub(super) async fn probe(channels: Channels, probe: Probe, frame_max: usize, co
 async fn run(
     channels: &Channels,
     probe: Probe,
-    frame_max: usize,
+    sending: Sending,
     confirm_timeout: Duration,
 ) -> Result<(ProbeOutcome, Option<(Position, EventOutcome)>), String> {
     let text = |error: lapin::Error| error.to_string();
@@ -66,7 +66,7 @@ async fn run(
     let Ok(message) = &event.content else { return Ok((ProbeOutcome::Passed, None)) };
     let passed = |outcome| Ok((ProbeOutcome::Passed, Some((event.position, outcome))));
     deadline(channel.confirm_select(ConfirmSelectOptions::default())).await.map_err(text)?;
-    let publish = match publish(&channel, &event, message, frame_max) {
+    let publish = match publish(&channel, &event, message, sending) {
         Ok(publish) => publish,
         Err(poison) => return passed(EventOutcome::Poisoned(poison)),
     };

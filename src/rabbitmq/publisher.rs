@@ -32,6 +32,8 @@ pub struct Broker {
     pub(super) config: Arc<Config>,
     pub(super) journal: Journal,
     pub(super) link: Option<Link>,
+    /// Address of the newest link.
+    pub(super) last: Option<String>,
     /// Nothing is left on the link of what an earlier session published.
     pub(super) clean: bool,
     topology_seen: bool,
@@ -78,6 +80,7 @@ impl Broker {
             config,
             journal: Journal::new(metrics, status, spans),
             link: None,
+            last: None,
             clean: false,
             topology_seen: false,
             suspects: Suspects::default(),
@@ -99,7 +102,7 @@ impl Broker {
         if self.link.as_ref().is_none_or(|link| !link.is_open()) {
             self.link = None;
             self.topology_seen = false;
-            match connection::connect(&self.config, Purpose::Publish).await {
+            match connection::connect_again(&self.config, Purpose::Publish, self.last.as_deref()).await {
                 Ok(link) => self.adopt(link),
                 Err(error) => {
                     self.journal.disconnected("connect", error.to_string());
@@ -146,6 +149,7 @@ impl Broker {
         if let Some(reason) = link.blocked() {
             self.journal.blocked(reason);
         }
+        self.last = Some(link.address().to_owned());
         self.link = Some(link);
         self.clean = true;
     }

@@ -18,7 +18,7 @@ use futures_util::stream::FuturesUnordered;
 use rustc_hash::FxHashSet;
 use tokio::sync::mpsc;
 
-use super::channel::{PublishError, Wire};
+use super::channel::{PublishError, Sending, Wire};
 use super::connection::{self, Change, ConnectError, Link, Purpose, reply};
 use super::outage::Outage;
 use super::probe::{EventOutcome, Probed, probe};
@@ -26,6 +26,7 @@ use super::publisher::{Batch, Broker, BrokerError};
 use crate::confirms::{Decided, Verdict};
 use crate::dead_letters::desk::{Answer, Desk};
 use crate::event::{Position, Ticket};
+use crate::faults::{self, Point};
 use crate::hold::{ChannelFault, Decision, Hold, ProbeOutcome, Refusal};
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -46,6 +47,8 @@ pub(super) struct Window<'a> {
     reading: bool,
     resolved: mpsc::UnboundedSender<Vec<Ticket>>,
     desk: Desk,
+    /// Of this relay, once the desk is open: nothing is published before.
+    relay_epoch: i64,
     session_gone: bool,
     hold: Hold,
     /// Published at least once and not resolved: a further publish is a repetition.
@@ -86,6 +89,7 @@ impl<'a> Window<'a> {
             reading: true,
             resolved,
             desk,
+            relay_epoch: 0,
             session_gone: false,
             hold,
             published: FxHashSet::default(),
@@ -256,8 +260,9 @@ impl<'a> Window<'a> {
         while wire.failure().is_none()
             && let Some(event) = self.hold.take_next(now)
         {
-            match wire.publish(&event) {
+            match wire.publish(&event, self.relay_epoch) {
                 Ok(()) => {
+                    faults::point(Point::Published);
                     self.broker.clean = false;
                     self.broker.journal.published(!self.published.insert(event.position));
                     if self.hold.suspects().contains(event.position) {
@@ -272,13 +277,14 @@ impl<'a> Window<'a> {
         }
         let Some(link) = &self.broker.link else { return };
         let frame_max = usize::try_from(link.frame_max()).unwrap_or(usize::MAX);
+        let sending = Sending { relay_epoch: self.relay_epoch, frame_max };
         while let Some(due) = self.hold.probe_due(now) {
             if let Some(event) = &due.event {
                 self.broker.clean = false;
                 self.broker.journal.published(!self.published.insert(event.position));
             }
             let confirm_timeout = self.broker.config.limits.confirm_timeout;
-            self.probes.push(Box::pin(probe(link.channels(), due, frame_max, confirm_timeout)));
+            self.probes.push(Box::pin(probe(link.channels(), due, sending, confirm_timeout)));
         }
     }
 
@@ -306,6 +312,7 @@ impl<'a> Window<'a> {
     fn hand_over_verdicts(&mut self, now: Instant) {
         let mut tickets = Vec::new();
         for Decided { position, verdict, .. } in std::mem::take(&mut self.decided) {
+            faults::point(Point::Confirmed);
             match verdict {
                 Verdict::Delivered => tickets.extend(self.delivered(position, now)),
                 Verdict::Returned => self.refused(position, Refusal::Returned, now),
@@ -435,9 +442,9 @@ impl<'a> Window<'a> {
                 Box::pin(async move { Ok((None, Wire::open(&channels, frame_max).await.map_err(OpenError::Channel)?)) })
             }
             None => {
-                let config = Arc::clone(&self.broker.config);
+                let (config, last) = (Arc::clone(&self.broker.config), self.broker.last.clone());
                 Box::pin(async move {
-                    let link = connection::connect(&config, Purpose::Publish).await?;
+                    let link = connection::connect_again(&config, Purpose::Publish, last.as_deref()).await?;
                     let wire = Wire::open(&link.channels(), link.frame_max()).await.map_err(OpenError::Channel)?;
                     Ok((Some(link), wire))
                 })

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -20,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
+use crate::proxy::{Direction, Mischief};
 use crate::publishing::{Relay, all, assert_account, config, event, shared, through};
 use crate::rabbit::{Server, Vhost};
 use crate::support::own::Own;
@@ -58,7 +58,7 @@ async fn every_way_to_fail_a_connection_says_what_to_do() {
     proxy.serve(false);
     says(&through(&proxy, &vhost), &["closed during the AMQP handshake", "AMQP port"]).await;
     proxy.serve(true);
-    proxy.mischief.stall.store(true, SeqCst);
+    proxy.set(Mischief::Stall(Direction::Both));
     let started = Instant::now();
     says(&format!("{}?connection_timeout=500", through(&proxy, &vhost)), &["no answer within 0.5 s"]).await;
     assert!(started.elapsed() < Duration::from_secs(8));
@@ -351,7 +351,7 @@ async fn a_blocked_broker_is_waited_for_on_the_connection_that_it_blocks() {
     let own = Own::rabbitmq(&[]);
     let server = Server::own(&own);
     let vhost = server.vhost("blocked").await;
-    let proxy = crate::amqp_proxy::Proxy::start(server.address(), 1).await;
+    let proxy = crate::proxy::Proxy::amqp(&server.address()).await;
     vhost.exchange("events").await;
     vhost.queue("all", &[]).await;
     vhost.bind("all", "events", "#").await;
@@ -377,7 +377,7 @@ async fn a_blocked_broker_is_waited_for_on_the_connection_that_it_blocks() {
     publishing.resolved("after a short block", &all(1_000)).await;
     assert_eq!(metrics.confirm_timeouts.get(), 0, "no time runs out while the broker blocks");
     assert!(status.snapshot().broker_blocked.is_none());
-    assert_eq!(proxy.mischief.connections.load(SeqCst), 1);
+    assert_eq!(proxy.counts().connections, 1);
 
     // For longer than the patience.
     own.block();
@@ -398,7 +398,7 @@ async fn a_blocked_broker_is_waited_for_on_the_connection_that_it_blocks() {
     let mut relay = Relay { metrics, status, broker };
     let early = timeout(Duration::from_secs(1), relay.broker.ready()).await;
     assert!(early.is_err(), "not ready while the broker blocks");
-    assert_eq!(proxy.mischief.connections.load(SeqCst), 1, "the connection is kept");
+    assert_eq!(proxy.counts().connections, 1, "the connection is kept");
     assert!(relay.status.snapshot().broker_blocked.is_some());
     own.unblock();
     relay.ready().await;

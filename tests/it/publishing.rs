@@ -19,7 +19,7 @@ use postrider::status::Status;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::amqp_proxy::Proxy;
+use crate::proxy::Proxy;
 use crate::rabbit::{Arrival, Server, Vhost, first_arrivals};
 use crate::support::{PATIENCE, eventually};
 
@@ -80,7 +80,7 @@ impl Relay {
 
 /// What a session does for the publisher, without a database.
 async fn keep_dead_letters(mut registry: Registry, parked: Arc<Mutex<BTreeMap<Position, NewDeadLetter>>>) {
-    registry.answers.send(Answer::Loaded(Vec::new())).ok();
+    registry.answers.send(Answer::Loaded { relay_epoch: 7, letters: Vec::new() }).ok();
     while let Some(command) = registry.commands.recv().await {
         let mut parked = parked.lock().unwrap();
         let answer = match command {
@@ -96,7 +96,7 @@ async fn keep_dead_letters(mut registry: Registry, parked: Arc<Mutex<BTreeMap<Po
             Command::FailedAgain(_) => Answer::FailedAgain,
             Command::Fetch(asked) => {
                 let contents = asked.iter().filter_map(|position| content(parked.get(position)?)).collect();
-                Answer::Fetched { asked, contents }
+                Answer::Fetched { asked, contents, unreadable: Vec::new() }
             }
             Command::Look => Answer::Looked(Look { marks: Vec::new(), count: parked.len() as u64 }),
         };
@@ -248,7 +248,7 @@ pub(crate) async fn shared(name: &str) -> (Vhost, Proxy, u64) {
     let seed = std::env::var("POSTRIDER_TEST_SEED").ok().map_or_else(rand::random, |seed| seed.parse().unwrap());
     eprintln!("{name}: POSTRIDER_TEST_SEED={seed}");
     let vhost = server.vhost(name).await;
-    let proxy = Proxy::start(server.address(), seed).await;
+    let proxy = Proxy::amqp_with_seed(&server.address(), seed).await;
     (vhost, proxy, seed)
 }
 

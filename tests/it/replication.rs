@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::support::own::Own;
 use crate::support::{eventually, unique};
 
-const SECONDS_30: Duration = Duration::from_secs(30);
+pub(crate) const SECONDS_30: Duration = Duration::from_secs(30);
 
 /// A database of its own on the scratch server, and a session of the superuser in it.
 struct Scratch {
@@ -201,10 +201,10 @@ async fn the_settings_hold_whatever_the_role_says() {
     // Nor what the URL's own options say.
     let target = target(&scratch.url(&role, "right", "sslmode=disable&options=-c%20IntervalStyle%3Dsql_standard"));
     let mut connection = ReplicationConnection::connect(&target, "it").await.unwrap();
-    let shown = "select '2026-11-21 10:00+00'::timestamptz, interval '1 day 2 hours', 0.1::float8 + 0.2::float8, '\\x01'::bytea, coalesce(current_setting('transaction_timeout', true), '0')";
+    let shown = "select '2026-11-21 10:00+00'::timestamptz, interval '1 day 2 hours', 0.1::float8 + 0.2::float8, '\\x01'::bytea, coalesce(current_setting('transaction_timeout', true), '0'), current_setting('wal_sender_timeout')";
     let rows = connection.query(shown, SECONDS_30).await.unwrap();
     let shown: Vec<&str> = rows[0].iter().map(|value| value.as_deref().unwrap()).collect();
-    assert_eq!(shown, ["2026-11-21 10:00:00+00", "P1DT2H", "0.30000000000000004", "\\x01", "0"]);
+    assert_eq!(shown, ["2026-11-21 10:00:00+00", "P1DT2H", "0.30000000000000004", "\\x01", "0", "1min"]);
 
     let sql = Sql::connect(&target, "it", Duration::from_secs(7)).await.unwrap();
     let row = sql

@@ -4,6 +4,8 @@ use std::time::Instant;
 
 use super::Window;
 use crate::dead_letters::desk::Answer;
+use crate::event::Position;
+use crate::faults::{self, Bug};
 use crate::postgres::dead_letters::{Look, Marked};
 use crate::rabbitmq::publisher::BrokerError;
 
@@ -18,14 +20,23 @@ impl Window<'_> {
         for failed in &errands.failed {
             self.published.remove(&failed.position);
         }
+        let early: Vec<Position> = match faults::seeded(Bug::ResolveBeforeParking) {
+            true => errands.park.iter().map(|letter| letter.event.position).collect(),
+            false => Vec::new(),
+        };
         self.desk.carry_out(errands);
-        let tickets = self.hold.take_resolved();
+        for displaced in self.hold.take_displaced() {
+            self.broker.journal.displaced(&displaced);
+        }
+        let mut tickets = self.hold.take_resolved();
+        tickets.extend(self.hold.stored(early));
         self.resolve(tickets);
     }
 
     pub(super) fn answered(&mut self, answer: Answer, now: Instant) -> Result<(), BrokerError> {
         match answer {
-            Answer::Loaded(letters) => {
+            Answer::Loaded { relay_epoch, letters } => {
+                self.relay_epoch = relay_epoch;
                 let routes = &self.broker.config.routes;
                 let policy = |name: &str| {
                     let route = routes.iter().find(|route| route.name == name);
@@ -38,7 +49,13 @@ impl Window<'_> {
                 self.resolve(tickets);
             }
             Answer::Removed | Answer::FailedAgain => {}
-            Answer::Fetched { asked, contents } => self.hold.fetched(&asked, contents, now),
+            Answer::Fetched { asked, contents, unreadable } => {
+                for letter in unreadable {
+                    self.broker.journal.unreadable(&letter);
+                    self.hold.unreadable(letter.position, letter.why, now);
+                }
+                self.hold.fetched(&asked, contents, now);
+            }
             Answer::Looked(look) => self.looked(&look, now)?,
         }
         self.desk.go_on();
