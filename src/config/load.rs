@@ -45,7 +45,16 @@ impl Config {
         file: Option<&Path>,
         env: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Config, ConfigErrors> {
-        let mut reader = Reader::open(file, env)?;
+        Config::read(needs, Reader::open(file, env)?)
+    }
+
+    /// As [`Config::load`], of a file that has this text.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn of_text(text: &str, env: impl IntoIterator<Item = (String, String)>) -> Result<Config, ConfigErrors> {
+        Config::read(Needs::BothServers, Reader::of_text("postrider.toml", text, env)?)
+    }
+
+    fn read(needs: Needs, mut reader: Reader) -> Result<Config, ConfigErrors> {
         let config = sections::config(&mut reader, needs);
         rules::check(&mut reader, &config);
         reader.finish().map(|()| config)
@@ -77,6 +86,12 @@ pub enum Origin {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigErrors(pub Vec<ConfigError>);
 
+/// A key may be any text in quotes, and a value is quoted as it is: a terminal or a log shall not obey it.
+fn one_line(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect()
+}
+
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, error) in self.0.iter().enumerate() {
@@ -89,7 +104,10 @@ impl fmt::Display for ConfigErrors {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ConfigError { key, origin, problem } = self;
+        let ConfigError { origin, .. } = self;
+        // TOML allows a key without a name.
+        let key = if self.key.is_empty() { "\"\"".to_owned() } else { one_line(&self.key) };
+        let (key, problem) = (&key, one_line(&self.problem));
         match origin {
             Origin::Variable(name) if name != key => write!(f, "{key} ({name}): {problem}"),
             Origin::Default | Origin::Variable(_) => write!(f, "{key}: {problem}"),
