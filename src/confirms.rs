@@ -31,6 +31,7 @@ use std::collections::VecDeque;
 use rustc_hash::FxHashMap;
 
 use crate::event::Position;
+use crate::faults::{self, Bug};
 
 /// Judges the attempts of one AMQP channel. A new channel gets a new one.
 #[derive(Debug, Default)]
@@ -164,7 +165,7 @@ impl Judge {
         let seen = self.tick();
         self.newest_outcome = seen;
         let Some(attempt) = self.attempt(id) else { return };
-        let last_pending = attempt.last_pending;
+        let (last_pending, own) = (attempt.last_pending, attempt.position);
         let (ended, carried) = match outcome {
             Outcome::Ack(None) => (Ended::AckAlone { seen }, None),
             Outcome::Ack(returned) => (Ended::AckWithReturn { seen }, returned),
@@ -176,7 +177,7 @@ impl Judge {
         match (outcome, carried) {
             (Outcome::Failed, _) => self.closed = true,
             (_, None) => self.empty_handed.push_back(EmptyHanded { seen, last_pending }),
-            (_, Some(position)) => self.returned(position),
+            (_, Some(position)) => self.returned(if faults::seeded(Bug::ReturnsInFifo) { own } else { position }),
         }
     }
 
@@ -264,6 +265,8 @@ impl Judge {
     fn verdict(&self, attempt: &Attempt, horizon: u64) -> Option<Verdict> {
         let all_ended = self.pending == 0 && !self.closed;
         match attempt.ended {
+            None if faults::seeded(Bug::AckBeforeConfirm) => Some(Verdict::Delivered),
+            Some(Ended::Nack) if faults::seeded(Bug::NackIsAck) => Some(Verdict::Delivered),
             Some(Ended::Nack) => Some(Verdict::Nacked),
             Some(Ended::AckAlone { .. } | Ended::AckWithReturn { .. }) if attempt.returned => Some(Verdict::Returned),
             Some(Ended::AckAlone { seen }) if seen < horizon => Some(Verdict::Delivered),

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use crate::event::Ticket;
+use crate::faults::{self, Bug};
 use crate::lsn::Lsn;
 
 /// The progress of one replication session. A new session makes a new one, with another number.
@@ -128,6 +129,9 @@ impl Progress {
     /// behind the WAL's end. That is what [`Self::reading`] is for.
     pub fn keepalive(&mut self, wal_end: Lsn) {
         self.received = self.received.max(wal_end);
+        if faults::seeded(Bug::AckKeepaliveInFlight) {
+            self.entries.clear();
+        }
         if self.open.is_none() && self.enter(wal_end).is_ok() {
             let entry = self.number();
             self.close(entry, Entry { end: wal_end, time: None, unresolved: 0 });

@@ -3,17 +3,21 @@
 
 // `cfg(test)` is what tells clippy that these modules may unwrap and index.
 #[cfg(test)]
-mod amqp_proxy;
-#[cfg(test)]
 mod broker;
 #[cfg(test)]
+mod certificates;
+#[cfg(test)]
 mod check;
+#[cfg(test)]
+mod cluster;
 #[cfg(test)]
 mod command;
 #[cfg(test)]
 mod consumer_lag;
 #[cfg(test)]
 mod crash;
+#[cfg(test)]
+mod damaged;
 #[cfg(test)]
 mod dead_letter_queues;
 #[cfg(test)]
@@ -23,17 +27,32 @@ mod dlq_queue;
 #[cfg(test)]
 mod encoding;
 #[cfg(test)]
+mod failover;
+#[cfg(test)]
+mod halts;
+#[cfg(test)]
+mod harm;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod image;
 #[cfg(test)]
 mod log;
 #[cfg(test)]
+mod memory;
+#[cfg(test)]
 mod migrate;
+#[cfg(test)]
+mod network;
 #[cfg(test)]
 mod outage;
 #[cfg(test)]
 mod parking;
 #[cfg(test)]
 mod poison;
+#[cfg(test)]
+#[path = "../support/proxy/mod.rs"]
+mod proxy;
 #[cfg(test)]
 mod publisher;
 #[cfg(test)]
@@ -52,6 +71,10 @@ mod road;
 mod sight;
 #[cfg(test)]
 mod slot;
+#[cfg(test)]
+mod standby;
+#[cfg(test)]
+mod storm;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

@@ -1,0 +1,6 @@
+//! The proxy that the integration tests use too.
+
+#[path = "../support/proxy/mod.rs"]
+mod shared;
+
+pub(crate) use shared::*;
