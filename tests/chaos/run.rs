@@ -21,6 +21,8 @@ use crate::ledger::Ledger;
 use crate::samplers::Samplers;
 use crate::workload::{SECRET, Workload};
 
+/// After a fault, while everything is delivered.
+const KEEP_WRITING: Duration = Duration::from_secs(20);
 /// Before the first fault.
 const WARM_UP: Duration = Duration::from_secs(3);
 /// Of the relay, while it streams: less than `wal_sender_timeout` (60 s), and more than any fault stops it for (a freeze, 30 s,
@@ -85,7 +87,7 @@ pub(crate) async fn run(plan: Plan, evidence: Evidence) -> Outcome<bool> {
     }
     tokio::time::sleep(WARM_UP).await;
     let until = Instant::now() + Duration::from_secs(plan.seconds);
-    verdicts.extend(faults_until(until, &plan, &mut rng, &chaos, &mut events).await?);
+    verdicts.extend(faults_until(until, &plan, &mut rng, (&chaos, &workload), &mut events).await?);
     workload.stop().await?;
     chaos.consumer.pause(false);
     verdicts.push(drained(&chaos, if drops { LOSSY } else { plan.patience }).await);
@@ -150,12 +152,28 @@ pub(crate) async fn run(plan: Plan, evidence: Evidence) -> Outcome<bool> {
     Ok(passed)
 }
 
+/// The writers go on for a while, and hold back then: a machine that cannot keep up with them would never get to the end of what a fault has
+/// left.
+async fn recovered(chaos: &Chaos, workload: &Workload, patience: Duration) -> Outcome<Duration> {
+    let recovery = chaos.recovered(patience);
+    tokio::pin!(recovery);
+    let recovery = match tokio::time::timeout(KEEP_WRITING, &mut recovery).await {
+        Ok(recovery) => recovery,
+        Err(_) => {
+            workload.rest(true);
+            recovery.await
+        }
+    };
+    workload.rest(false);
+    recovery
+}
+
 /// Rounds of faults, each until it is undone and everything is delivered.
 async fn faults_until(
     until: Instant,
     plan: &Plan,
     rng: &mut StdRng,
-    chaos: &Chaos,
+    (chaos, workload): (&Chaos, &Workload),
     events: &mut Vec<Event>,
 ) -> Outcome<Option<Verdict>> {
     let mut left = Vec::new();
@@ -169,7 +187,7 @@ async fn faults_until(
         let from = chaos.now();
         inject(&round, chaos).await?;
         let to = chaos.now();
-        let recovery = chaos.recovered(plan.patience).await;
+        let recovery = recovered(chaos, workload, plan.patience).await;
         let names: Vec<&str> = round.faults.iter().map(|fault| fault.name).collect();
         let what = format!("{}{}", names.join(" + "), if round.kills { " + kills" } else { "" });
         let error = recovery.as_ref().err().map(ToString::to_string);

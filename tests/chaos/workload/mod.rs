@@ -33,6 +33,8 @@ pub(crate) struct Shared {
     pub rate: f64,
     pub began: Instant,
     pub stop: AtomicBool,
+    /// Nothing new is begun for the time being.
+    pub rest: AtomicBool,
     pub journal: Lines,
     /// Of keys without a lock.
     pub next_free: AtomicI64,
@@ -47,6 +49,7 @@ impl Workload {
             rate: rate / f64::from(WRITERS),
             began,
             stop: AtomicBool::new(false),
+            rest: AtomicBool::new(false),
             journal: evidence.lines(JOURNAL)?,
             next_free: AtomicI64::new(1),
             largest_row: AtomicU64::new(0),
@@ -62,6 +65,11 @@ impl Workload {
         self.shared.largest_row.load(Ordering::Relaxed)
     }
 
+    /// Holds the writers back, or lets them go on.
+    pub(crate) fn rest(&self, rest: bool) {
+        self.shared.rest.store(rest, Ordering::Relaxed);
+    }
+
     /// Ends the writers between two transactions.
     pub(crate) async fn stop(&mut self) -> Outcome<()> {
         self.shared.stop.store(true, Ordering::Relaxed);
@@ -75,5 +83,9 @@ impl Workload {
 impl Shared {
     pub(crate) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn resting(&self) -> bool {
+        self.rest.load(Ordering::Relaxed)
     }
 }

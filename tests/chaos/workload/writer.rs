@@ -91,8 +91,12 @@ impl Writer {
 
     async fn sleep(&self, pause: Duration) {
         let until = tokio::time::Instant::now() + pause;
-        while tokio::time::Instant::now() < until && !self.shared.stopped() {
-            tokio::time::sleep_until(until.min(tokio::time::Instant::now() + Duration::from_millis(100))).await;
+        loop {
+            let left = until.saturating_duration_since(tokio::time::Instant::now());
+            if self.shared.stopped() || (left.is_zero() && !self.shared.resting()) {
+                return;
+            }
+            tokio::time::sleep(left.clamp(Duration::from_millis(1), Duration::from_millis(100))).await;
         }
     }
 
