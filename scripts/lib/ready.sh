@@ -57,7 +57,8 @@ await_ready() {
   local deadline=$((SECONDS + start_timeout))
   while [ "$SECONDS" -lt "$deadline" ]; do
     "${kind}_answers" && return
-    "${engine}_running" || return
+    # A process that is just becoming another program cannot be recognized for an instant.
+    "${engine}_running" || { sleep 0.3 && "${engine}_running"; } || return
     sleep 0.2
   done
   return 1
