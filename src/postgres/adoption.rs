@@ -16,7 +16,7 @@ use crate::postgres::halts;
 use crate::postgres::quote::{fill, outbox_values};
 use crate::postgres::slot::{self, SlotError};
 use crate::postgres::state::{self, ServerIdentity, StateError};
-use crate::postgres::witness::{Witness, WitnessError};
+use crate::postgres::witness::Witness;
 
 /// A halted relay holds the lock for the moment in which it looks.
 const LOCK_ATTEMPTS: u32 = 50;
@@ -43,8 +43,6 @@ pub enum AdoptError {
     NotMigrated,
     #[error("the server is a standby (in recovery): adopt on the primary")]
     InRecovery,
-    #[error(transparent)]
-    Witness(#[from] WitnessError),
     #[error(transparent)]
     Slot(#[from] SlotError),
     #[error(transparent)]
