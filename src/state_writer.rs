@@ -10,9 +10,14 @@ use crate::config::Config;
 use crate::dead_letters::desk::{Answer, Command as Errand, Registry};
 use crate::error;
 use crate::event::Position;
+use crate::event::shape::TableInfo;
 use crate::faults::{self, Point};
+use crate::postgres::capture::Captured;
+use crate::postgres::catalog;
 use crate::postgres::dead_letters::{self, Contents};
-use crate::postgres::slot::{self, SlotError};
+use crate::postgres::identity::{self, Trouble};
+use crate::postgres::slot::{self, Published, SlotError};
+use crate::postgres::snapshot;
 use crate::postgres::sql::Sql;
 use crate::postgres::state::{self, Heartbeat, HeartbeatNo, Reached, Reading, StateError};
 use crate::postgres::witness::Witness;
@@ -33,6 +38,9 @@ enum Command {
     Confirm(Heartbeat),
     Clock,
     Publication,
+    Describe { table: u32, types: Vec<u32> },
+    Identity,
+    Snapshots,
 }
 
 /// What became of a write.
@@ -47,8 +55,17 @@ pub enum Written {
     Beat(Result<HeartbeatNo, StateError>),
     Confirmed(Result<(), StateError>),
     Clock(Result<Reading, StateError>),
-    /// What the publication is made of, or what is wrong with it.
-    Publication(Result<String, SlotError>),
+    /// What the publications are made of, and whether that is less than before, or what is wrong with them.
+    Publication(Result<Published, SlotError>),
+    /// What the catalogue says of a table that is captured.
+    Described {
+        table: u32,
+        result: Result<TableInfo, StateError>,
+    },
+    /// What is to be said of the captured tables.
+    Identity(Result<Vec<Trouble>, StateError>),
+    /// The snapshot to take now.
+    Snapshots(Result<Option<snapshot::Request>, StateError>),
     /// The dead letters may not be written any more, or are others than it was thought: the session must end.
     Fenced(StateError),
 }
@@ -57,12 +74,15 @@ impl StateWriter {
     /// Every write is fenced by `epoch` (rule R6). Ends when the writer is dropped, and the SQL session with it. What the
     /// publisher wants with the dead letters comes by `registry`.
     pub fn start(sql: Sql, config: Arc<Config>, source: Watched, epoch: i64, registry: Registry) -> Self {
-        // Few are ever under way: one progress, one beat, one confirmation, one reading, one look at the publication, one end.
-        let (commands, inbox) = mpsc::channel(8);
+        // Few are ever under way: one progress, one beat, one confirmation, one reading, one look each at the publication, a table,
+        // the identities and the snapshots, one end.
+        let (commands, inbox) = mpsc::channel(9);
         let (outbox, written) = mpsc::channel(8);
         let slot = config.slot.clone();
         let Watched { witness, publication } = source;
-        let writer = Writer { sql, config, witness, publication, slot, epoch, answers: registry.answers, said: false };
+        let captures = Captured::split(&publication).1.is_some();
+        let answers = registry.answers;
+        let writer = Writer { sql, config, witness, publication, captures, slot, epoch, answers, said: false };
         tokio::spawn(writer.write(inbox, outbox, registry.commands));
         StateWriter { commands, written, progress_under_way: false }
     }
@@ -94,6 +114,21 @@ impl StateWriter {
         self.commands.try_send(Command::Publication).is_ok()
     }
 
+    /// Asks what a table is made of; false when the task is too busy to take it.
+    pub fn describe(&mut self, table: u32, types: Vec<u32>) -> bool {
+        self.commands.try_send(Command::Describe { table, types }).is_ok()
+    }
+
+    /// Asks whether the captured tables can be written, and are captured as they are meant. A lost one is made good by the next.
+    pub fn look_at_identities(&mut self) {
+        self.commands.try_send(Command::Identity).ok();
+    }
+
+    /// Asks for the snapshot to take now; false when the task is too busy to take it.
+    pub fn look_for_snapshots(&mut self) -> bool {
+        self.commands.try_send(Command::Snapshots).is_ok()
+    }
+
     /// The next result. Cancel-safe. Never resolves once the task is gone: the end of the SQL session is told elsewhere.
     pub async fn written(&mut self) -> Written {
         let Some(written) = self.written.recv().await else { return std::future::pending().await };
@@ -117,6 +152,8 @@ struct Writer {
     config: Arc<Config>,
     witness: Witness,
     publication: String,
+    /// The session reads captured tables.
+    captures: bool,
     slot: String,
     epoch: i64,
     answers: mpsc::UnboundedSender<Answer>,
@@ -185,7 +222,7 @@ impl Writer {
         }
     }
 
-    async fn carry_out(&self, command: Command) -> Written {
+    async fn carry_out(&mut self, command: Command) -> Written {
         let (client, slot) = (self.sql.client(), &self.slot);
         match command {
             Command::Progress(reached) => {
@@ -203,19 +240,37 @@ impl Writer {
             Command::Confirm(heartbeat) => {
                 // It would say of rows that passed unseen that they are delivered. A change that comes after this look concerns only rows
                 // that the heartbeat's snapshot does not see.
-                let found = match slot::check_publication(client, &self.config).await {
+                match slot::check_publication(client, &self.config, Some(&self.publication)).await {
                     Err(SlotError::Sql(error)) => return Written::Confirmed(Err(StateError::unseen(error))),
-                    found => found,
-                };
-                if found.as_ref().ok() != Some(&self.publication) {
-                    return Written::Publication(found);
+                    Ok(Published { change: None, .. }) => {}
+                    found => return Written::Publication(found),
                 }
                 let Heartbeat { no, snapshot, .. } = heartbeat;
                 Written::Confirmed(state::confirm_heartbeat(client, slot, self.epoch, no, &snapshot).await)
             }
             Command::Clock => Written::Clock(state::read_clock(client).await),
-            Command::Publication => Written::Publication(slot::check_publication(client, &self.config).await),
+            Command::Describe { table, types } => {
+                Written::Described { table, result: catalog::describe(client, table, &types).await }
+            }
+            Command::Publication => Written::Publication(self.look_at_publication().await),
+            Command::Snapshots => Written::Snapshots(snapshot::next(client, &self.config).await),
+            Command::Identity => {
+                let troubles = identity::troubles(client, &self.config).await;
+                Written::Identity(troubles.map_err(StateError::unseen))
+            }
         }
+    }
+
+    /// What has joined may not leave again: it is recorded before anything else of it is believed.
+    async fn look_at_publication(&mut self) -> Result<Published, SlotError> {
+        let client = self.sql.client();
+        let seen = slot::check_publication(client, &self.config, Some(&self.publication)).await?;
+        let state = seen.state();
+        if seen.change.is_none() && self.captures && state != self.publication {
+            state::note_publication(client, &self.slot, self.epoch, &state).await?;
+            self.publication = state;
+        }
+        Ok(seen)
     }
 
     /// On a thread of its own: a slow disk must not hold up the stream.

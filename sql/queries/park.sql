@@ -1,4 +1,5 @@
--- Writes dead letters. $1: slot, $2: relay epoch, then an array a column. One that is there already is left as it is.
+-- Writes dead letters. $1: slot, $2: relay epoch, then an array a column; old_key is null unless there are two keys. One that is
+-- there already is left as it is.
 --
 -- The lock is one that a takeover's update waits for or that waits for the takeover: a relay that was replaced finds no row,
 -- and what it has written before is committed before its successor reads. `for key share` would not do: an update that
@@ -14,10 +15,10 @@ letter as (
     select *
     from unnest(
         $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[],
-        $12::text[], $13::text[], $14::boolean[], $15::integer[], $16::text[], $17::text[], $18::text[], $19::timestamptz[],
-        $20::bytea[], $21::bigint[]
+        $12::text[], $13::text[], $14::text[], $15::boolean[], $16::integer[], $17::text[], $18::text[], $19::text[],
+        $20::timestamptz[], $21::bytea[], $22::bigint[]
     ) as letter (
-        position, event_id, key, aggregatetype, aggregateid, type, route, exchange, routing_key,
+        position, event_id, key, old_key, aggregatetype, aggregateid, type, route, exchange, routing_key,
         reason, error, holds_key, attempts, content_type, correlation_id, headers, committed_at,
         body, body_bytes
     )
@@ -34,10 +35,10 @@ parked as (
         holds_key, attempts, content_type, correlation_id, headers, committed_at, body, body_bytes
     )
     select
-        carried.slot, letter.position, letter.event_id, array[letter.key], letter.aggregatetype, letter.aggregateid,
-        letter.type, letter.route, letter.exchange, letter.routing_key, letter.reason, letter.error, letter.holds_key,
-        letter.attempts, letter.content_type, letter.correlation_id::json, letter.headers::json, letter.committed_at,
-        letter.body, letter.body_bytes
+        carried.slot, letter.position, letter.event_id, array_remove(array[letter.key, letter.old_key], null),
+        letter.aggregatetype, letter.aggregateid, letter.type, letter.route, letter.exchange, letter.routing_key,
+        letter.reason, letter.error, letter.holds_key, letter.attempts, letter.content_type, letter.correlation_id::json,
+        letter.headers::json, letter.committed_at, letter.body, letter.body_bytes
     from carried
     cross join letter
     where not exists (select from stranger)

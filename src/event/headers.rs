@@ -6,9 +6,11 @@
 
 use std::fmt;
 
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::outbox::Op;
 use super::{HeaderValue, Poison, PoisonReason, Properties};
 
 /// `frame_max` of RabbitMQ, unless the operator lowers it. A message's properties must fit one frame of that size
@@ -23,12 +25,13 @@ const MAX_ENCODED: usize = FRAME_MAX - FRAME_OVERHEAD - ADDED_LATER;
 pub(super) const MAX_SHORT: usize = 255;
 
 /// Set by us, or taken from the row's `headers` to a fixed place: the allow-list has no say in them.
-const RESERVED: [&str; 9] = [
+const RESERVED: [&str; 10] = [
     "aggregateid",
     "aggregatetype",
     "causation_id",
     "correlation_id",
     "occurred_at",
+    "postrider",
     "sequence",
     "traceparent",
     "tracestate",
@@ -75,8 +78,48 @@ pub(super) struct RowHeaders {
     pub(super) causation_id: Option<String>,
     pub(super) traceparent: Option<String>,
     pub(super) tracestate: Option<String>,
+    /// `postrider`.
+    pub(super) captured: Option<Box<Captured>>,
     /// What the allow-list lets through, sorted by name, each name once.
     pub(super) others: Vec<(String, HeaderValue)>,
+}
+
+/// What `postrider.capture` says of the table that an event is about. A row that an application writes could say it too, of itself.
+#[derive(Debug, PartialEq)]
+pub(super) struct Captured {
+    /// Schema and name, in the place of the outbox's.
+    pub(super) table: Option<(String, String)>,
+    /// What payload and before alone cannot tell.
+    pub(super) op: Option<Op>,
+    /// Columns that are in neither image.
+    pub(super) omitted: Vec<String>,
+}
+
+impl Captured {
+    /// What is of another type than it should be is as if it were not there.
+    fn parse(json: &str) -> Option<Box<Captured>> {
+        #[derive(Deserialize)]
+        struct Members<'a> {
+            #[serde(borrow)]
+            schema: Option<&'a RawValue>,
+            #[serde(borrow)]
+            table: Option<&'a RawValue>,
+            #[serde(borrow)]
+            op: Option<&'a RawValue>,
+            #[serde(borrow)]
+            omitted: Option<&'a RawValue>,
+        }
+        fn read<T: DeserializeOwned>(json: Option<&RawValue>) -> Option<T> {
+            serde_json::from_str(json?.get()).ok()
+        }
+        // An array would be taken for the members in their order.
+        let members: Members<'_> = json.starts_with('{').then(|| serde_json::from_str(json).ok())??;
+        Some(Box::new(Captured {
+            table: read(members.schema).zip(read(members.table)),
+            op: read::<String>(members.op).and_then(|op| Op::named(&op)),
+            omitted: read(members.omitted).unwrap_or_default(),
+        }))
+    }
 }
 
 impl RowHeaders {
@@ -132,6 +175,10 @@ impl<'de> Visitor<'de> for Collector<'_> {
                 "causation_id" => &mut self.found.causation_id,
                 "traceparent" => &mut self.found.traceparent,
                 "tracestate" => &mut self.found.tracestate,
+                "postrider" => {
+                    self.found.captured = Captured::parse(value);
+                    continue;
+                }
                 // All of it, also beyond what a frame holds: then it goes into a dead letter.
                 _ if self.allowed.allows(&name) => {
                     self.found.others.extend(header_value(value).map(|value| (name, value)));
@@ -242,6 +289,27 @@ mod tests {
         let text = r#"{"aggregatetype": "x", "aggregateid": "x", "version": 9, "sequence": 9, "occurred_at": "x"}"#;
         let found = parse(text, &["*", "aggregatetype", "version"]).unwrap();
         assert_eq!(found, RowHeaders::default());
+    }
+
+    #[test]
+    fn what_capture_says_is_read_and_never_a_header() {
+        let captured = |value: &str| {
+            let found = parse(&format!(r#"{{"postrider": {value}}}"#), &["*", "postrider"]).unwrap();
+            assert_eq!(found.others, []);
+            found.captured.map(|captured| (captured.table, captured.op, captured.omitted.join(" ")))
+        };
+        let table = Some(("public".to_owned(), "orders".to_owned()));
+        assert_eq!(captured(r#"{"schema": "public", "table": "orders"}"#), Some((table.clone(), None, String::new())));
+        let whole = r#"{"schema": "public", "table": "orders", "op": "t", "omitted": ["a", "b"], "later": {}}"#;
+        assert_eq!(captured(whole), Some((table.clone(), Some(Op::Truncate), "a b".to_owned())));
+        let wrong = r#"{"schema": "public", "table": "orders", "op": "x", "omitted": [1]}"#;
+        assert_eq!(captured(wrong), Some((table, None, String::new())));
+        for half in [r#"{"schema": "public"}"#, r#"{"schema": "public", "table": 1}"#, r#"{"table": null, "op": 5}"#] {
+            assert_eq!(captured(half), Some((None, None, String::new())), "{half}");
+        }
+        for nothing in ["null", "true", "\"orders\"", r#"["a", "b", "t", []]"#] {
+            assert_eq!(captured(nothing), None, "{nothing}");
+        }
     }
 
     #[test]

@@ -1,11 +1,18 @@
 //! What leaves for RabbitMQ: an [`Event`] and the pure functions that build one from a committed row.
 
+pub mod captured;
 pub mod cdc;
+pub mod change;
+mod debezium;
+pub mod emitted;
 mod headers;
+mod key;
 pub mod outbox;
 pub mod payload;
 pub mod route;
+pub mod shape;
 mod table;
+mod values;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,6 +23,9 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use crate::lsn::Lsn;
+
+pub(crate) use key::keys_of;
+pub use key::{Joins, table_of};
 
 /// The header of a message that a person had published again.
 pub(crate) const REDELIVERED: &str = "x-postrider-redelivered";
@@ -33,6 +43,8 @@ pub struct Event {
     pub id: Arc<str>,
     /// First deliveries of one key happen in commit order (guarantee G3).
     pub key: Arc<str>,
+    /// What else it waits for, and what waits for it (rule R3).
+    pub joins: Joins,
     /// The route it takes (exchange, ordering, format), by which failures and metrics are grouped.
     pub route: Arc<Route>,
     /// Commit time of its transaction, by PostgreSQL's clock.
@@ -90,6 +102,29 @@ pub struct Route {
     pub ordering: Ordering,
     pub on_unroutable: OnUnroutable,
     pub on_poison: OnPoison,
+}
+
+/// A kind of change of a table, as the publication has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceOp {
+    Insert,
+    Update,
+    Delete,
+    Truncate,
+}
+
+impl SourceOp {
+    pub const ALL: [SourceOp; 4] = [SourceOp::Insert, SourceOp::Update, SourceOp::Delete, SourceOp::Truncate];
+
+    /// As in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            SourceOp::Insert => "insert",
+            SourceOp::Update => "update",
+            SourceOp::Delete => "delete",
+            SourceOp::Truncate => "truncate",
+        }
+    }
 }
 
 /// `on_unroutable` of a route: what becomes of an event that no queue is bound for (rule R3).
@@ -223,6 +258,14 @@ impl fmt::Display for PoisonReason {
     }
 }
 
+/// A regular expression of the outbox router, which matches all of a value or nothing of it (as Kafka's RegexRouter does).
+///
+/// # Errors
+/// What is wrong with it.
+pub fn router_regex(text: &str) -> Result<regex::Regex, regex::Error> {
+    regex::Regex::new(&format!(r"\A(?:{text})\z"))
+}
+
 /// The order of events, and the identity of each publish: header `x-postrider-position`.
 ///
 /// Text form is fixed-width and sorts like the value: `epoch-commit-ordinal-part` in hexadecimal, of 8, 16, 8 and 2 digits.
@@ -253,6 +296,14 @@ impl fmt::Display for Position {
             places.next();
         }
         f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
+    }
+}
+
+/// Two digits for each byte. Not by `write!`: ids are written for each change of a table.
+fn push_hex(text: &mut String, bytes: &[u8]) {
+    for byte in bytes {
+        text.push(char::from(hex_digit(u64::from(byte >> 4))));
+        text.push(char::from(hex_digit(u64::from(*byte))));
     }
 }
 

@@ -9,8 +9,10 @@ use crate::config::{Format, RouteRule};
 #[derive(Debug)]
 pub struct Router {
     rules: Vec<Rule>,
+    /// Those of table changes.
+    tables: Vec<(Pattern, Arc<Rule>)>,
     /// The last rule, which matches everything.
-    default: Rule,
+    default: Arc<Rule>,
 }
 
 /// One `[[route]]`.
@@ -40,18 +42,37 @@ impl Router {
     /// # Errors
     /// A routing key template that is wrong, or no rule at the end that matches everything.
     pub fn new(rules: &[RouteRule]) -> Result<Router, RouteError> {
-        let mut rules = rules.iter().map(Rule::new).collect::<Result<Vec<_>, _>>()?;
-        let default = rules.pop().ok_or(RouteError::NoDefault)?;
-        if !(default.aggregatetype.matches_everything() && default.kind.matches_everything()) {
+        let (last, rules) = rules.split_last().ok_or(RouteError::NoDefault)?;
+        let default = Rule::new(last)?;
+        let (mut outbox, mut tables) = (Vec::new(), Vec::new());
+        for rule in rules {
+            match &rule.table {
+                Some(pattern) => tables.push((Pattern::new(pattern), Arc::new(Rule::new(rule)?))),
+                None => outbox.push(Rule::new(rule)?),
+            }
+        }
+        if last.table.is_some() || !(default.aggregatetype.matches_everything() && default.kind.matches_everything()) {
             return Err(RouteError::NoDefault);
         }
-        Ok(Router { rules, default })
+        Ok(Router { rules: outbox, tables, default: Arc::new(default) })
     }
 
     /// The first rule that matches.
     pub fn choose(&self, aggregatetype: &str, kind: &str) -> &Rule {
         let matching = |rule: &&Rule| rule.aggregatetype.matches(aggregatetype) && rule.kind.matches(kind);
         self.rules.iter().find(matching).unwrap_or(&self.default)
+    }
+}
+
+impl Router {
+    /// Whether rows of the outbox may leave in this format.
+    pub fn uses(&self, format: Format) -> bool {
+        self.default.format == format || self.rules.iter().any(|rule| rule.format == format)
+    }
+
+    /// The first rule for tables that matches `schema.table`.
+    pub fn choose_table(&self, table: &str) -> &Arc<Rule> {
+        self.tables.iter().find(|(pattern, _)| pattern.matches(table)).map_or(&self.default, |(_, rule)| rule)
     }
 }
 
@@ -73,6 +94,11 @@ impl Rule {
             format: rule.format,
             route: Arc::new(route),
         })
+    }
+
+    /// Whether the routing key has the aggregate's id in it.
+    pub(super) fn names_aggregateid(&self) -> bool {
+        self.routing_key.0.iter().any(|part| matches!(part, Part::Value(Placeholder::AggregateId)))
     }
 
     /// Not checked to fit a short string.
@@ -98,6 +124,8 @@ pub struct KeyValues<'a> {
     pub op: &'a str,
     pub schema: &'a str,
     pub table: &'a str,
+    /// Where Debezium would send it.
+    pub topic: &'a str,
 }
 
 /// A text in which `*` stands for any run of characters, none included.
@@ -113,6 +141,14 @@ impl Pattern {
         let (middle, suffix) = rest.rsplit_once('*').unwrap_or(("", rest));
         let middle = middle.split('*').filter(|text| !text.is_empty()).map(str::to_owned).collect();
         Pattern::Wild { prefix: prefix.to_owned(), middle, suffix: suffix.to_owned() }
+    }
+
+    /// The text, of one that is no pattern.
+    pub(super) fn exact(&self) -> Option<&String> {
+        match self {
+            Pattern::Exact(text) => Some(text),
+            Pattern::Wild { .. } => None,
+        }
     }
 
     fn matches_everything(&self) -> bool {
@@ -154,6 +190,7 @@ enum Placeholder {
     Op,
     Schema,
     Table,
+    Topic,
 }
 
 /// Why a text is no routing key template.
@@ -161,7 +198,7 @@ enum Placeholder {
 pub enum TemplateError {
     #[error(
         "unknown placeholder `{{{0}}}`: known are `{{aggregatetype}}`, `{{aggregateid}}`, `{{type}}`, `{{version}}`, \
-         `{{op}}`, `{{schema}}` and `{{table}}`; a brace itself is written `{{{{` or `}}}}`"
+         `{{op}}`, `{{schema}}`, `{{table}}` and `{{topic}}`; a brace itself is written `{{{{` or `}}}}`"
     )]
     UnknownPlaceholder(String),
     #[error("a `{{` without its `}}`; a brace itself is written `{{{{`")]
@@ -222,6 +259,7 @@ impl Placeholder {
             "op" => Placeholder::Op,
             "schema" => Placeholder::Schema,
             "table" => Placeholder::Table,
+            "topic" => Placeholder::Topic,
             _ => return None,
         })
     }
@@ -235,6 +273,7 @@ impl Placeholder {
             Placeholder::Op => values.op,
             Placeholder::Schema => values.schema,
             Placeholder::Table => values.table,
+            Placeholder::Topic => values.topic,
         }
     }
 }
@@ -249,6 +288,7 @@ mod tests {
             name: name.to_owned(),
             aggregatetype: aggregatetype.to_owned(),
             kind: kind.to_owned(),
+            table: None,
             exchange: format!("exchange of {name}"),
             routing_key: routing_key.to_owned(),
             format: Format::Cdc,
@@ -267,6 +307,7 @@ mod tests {
             op: "c",
             schema: "public",
             table: "outbox",
+            topic: "shop.public.outbox",
         };
         Router::new(&[rule("default", "*", "*", template)]).unwrap().choose("", "").routing_key(&values)
     }
@@ -319,7 +360,7 @@ mod tests {
         assert_eq!(
             check("{kind}").unwrap_err().to_string(),
             "unknown placeholder `{kind}`: known are `{aggregatetype}`, `{aggregateid}`, `{type}`, `{version}`, `{op}`, \
-             `{schema}` and `{table}`; a brace itself is written `{{` or `}}`"
+             `{schema}`, `{table}` and `{topic}`; a brace itself is written `{{` or `}}`"
         );
         let error = Router::new(&[rule("bad", "*", "*", "{kind}")]).unwrap_err();
         assert_eq!(error.to_string(), "`routing_key` of route `bad`");

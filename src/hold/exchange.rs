@@ -179,8 +179,7 @@ impl Hold {
         let failing = self.failing.get_mut(&exchange)?;
         let is_head = |position: &&Position| {
             let item = self.items.get(position);
-            let lane = item.and_then(|item| self.lanes.get(&item.event.key));
-            lane.is_some_and(|lane| lane.queue.front() == Some(position))
+            item.is_some_and(|item| self.lanes.is_head(**position, &item.event))
         };
         let position = failing.waiting.iter().find(is_head).copied();
         failing.probe = ProbeState::Running { event: position, due };
@@ -192,7 +191,7 @@ impl Hold {
             Some(Arc::clone(&item.event))
         });
         if let Some(event) = &event {
-            self.settle(&event.key);
+            self.settle_event(event);
         }
         Some(Probe { exchange, event })
     }
@@ -248,8 +247,8 @@ impl Hold {
         let Some(item) = position.and_then(|position| self.items.get_mut(&position)) else { return };
         if matches!(item.state, State::Probing { .. }) {
             item.state = State::Waiting;
-            let key = Arc::clone(&item.event.key);
-            self.settle(&key);
+            let event = Arc::clone(&item.event);
+            self.settle_event(&event);
         }
     }
 }

@@ -38,6 +38,15 @@ pub(super) enum Place {
     Exchange(Position),
 }
 
+impl Place {
+    pub(super) fn position(self) -> Option<Position> {
+        match self {
+            Place::Nowhere => None,
+            Place::Ready(position) | Place::Timer(_, position) | Place::Exchange(position) => Some(position),
+        }
+    }
+}
+
 impl Lane {
     /// Nothing is sent behind something that was refused or can never be sent.
     pub(super) fn is_stuck(&self) -> bool {

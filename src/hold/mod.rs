@@ -7,31 +7,36 @@
 //!
 //! Each ordering key is a lane: a queue of its events. At most one event of a lane is a *candidate*, the next that may
 //! go, and it stands in one place: ready, waiting for its back-off, or waiting for its exchange. So a step costs the
-//! logarithm of the number of events, however long the queue of a hot key is.
+//! logarithm of the number of events, however long the queue of a hot key is. An event of several keys is in several lanes, and
+//! goes when it is first in all of them.
 
 mod audit;
 mod backoff;
+mod behind;
 mod exchange;
 mod lane;
+mod lanes;
 mod lot;
 mod parking;
 mod places;
+mod settle;
 mod stats;
 mod suspects;
 mod verdict;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::Limits;
 use crate::dead_letters::{FailedAgain, NewDeadLetter, Reason};
-use crate::event::{Event, OnPoison, OnUnroutable, Ordering, Poison, Position, Ticket};
+use crate::event::{Event, OnPoison, OnUnroutable, Poison, Position, Ticket};
 use crate::faults::{self, Bug};
 
 use backoff::Backoff;
 use exchange::Failing;
-use lane::{Lane, Place};
+use lane::Place;
+use lanes::{Lanes, Tie};
 
 pub use exchange::{Probe, ProbeOutcome};
 pub use lot::{Lot, Way};
@@ -46,7 +51,7 @@ pub use verdict::{ChannelFault, ChannelJudgement, Decision, Delivered, Refusal, 
 pub struct Hold {
     limits: Limits,
     items: BTreeMap<Position, Item>,
-    lanes: HashMap<Arc<str>, Lane>,
+    lanes: Lanes,
     /// Candidates that may go now. Suspects stand apart, because they go alone.
     ready: BTreeSet<Position>,
     ready_suspects: BTreeSet<Position>,
@@ -74,6 +79,10 @@ pub struct Hold {
     released: usize,
     /// Keys whose head may have become a poison.
     poisoned_keys: Vec<Arc<str>>,
+    /// Events that belong behind others in the dead letters, and wait here until all that is before them is decided.
+    followers: BTreeSet<Position>,
+    /// Lanes whose head may be one of them.
+    follower_lanes: Vec<Arc<str>>,
     to_park: Vec<NewDeadLetter>,
     /// Dead letters that have been delivered.
     gone: Vec<Position>,
@@ -90,6 +99,7 @@ pub struct Hold {
 #[derive(Debug)]
 struct Item {
     event: Arc<Event>,
+    tie: Tie,
     bytes: usize,
     inserted: Instant,
     first_published: Option<Instant>,
@@ -128,6 +138,7 @@ impl Item {
     fn new(event: Event, state: State, now: Instant) -> Self {
         Item {
             bytes: event.bytes(),
+            tie: Tie::of(&event),
             event: Arc::new(event),
             inserted: now,
             first_published: None,
@@ -160,7 +171,7 @@ impl Hold {
         Hold {
             limits: limits.clone(),
             items: BTreeMap::new(),
-            lanes: HashMap::new(),
+            lanes: Lanes::default(),
             ready: BTreeSet::new(),
             ready_suspects: BTreeSet::new(),
             timers: BTreeSet::new(),
@@ -179,6 +190,8 @@ impl Hold {
             storing: 0,
             released: 0,
             poisoned_keys: Vec::new(),
+            followers: BTreeSet::new(),
+            follower_lanes: Vec::new(),
             to_park: Vec::new(),
             gone: Vec::new(),
             failed: Vec::new(),
@@ -210,7 +223,7 @@ impl Hold {
             return Ok(());
         };
         event.position = position;
-        let key = Arc::clone(&event.key);
+        event.straighten_joins();
         let state = match &event.content {
             Ok(_) => State::Waiting,
             Err(poison) => State::Poisoned(poison.clone()),
@@ -221,18 +234,15 @@ impl Hold {
             State::Poisoned(poison) => Some((poison.clone(), item.event.route.on_poison)),
             _ => None,
         };
+        let event = Arc::clone(&item.event);
+        self.lanes.insert(position, &item);
         self.items.insert(position, item);
-        let lane = self.lanes.entry(Arc::clone(&key)).or_default();
-        lane.insert(position);
         if let Some((poison, policy)) = poison {
-            lane.poisoned += 1;
             self.poisoned += 1;
             self.is_poison(position, poison, policy);
         }
-        if self.lot.holds(&key, position) {
-            self.park_behind(&key, now);
-        }
-        self.settle(&key);
+        self.park_new(&event, now);
+        self.settle_new(&event);
         Ok(())
     }
 
@@ -284,10 +294,8 @@ impl Hold {
         self.waiting_bytes -= bytes;
         self.alone = suspect;
         let event = Arc::clone(&item.event);
-        if let Some(lane) = self.lanes.get_mut(&event.key) {
-            lane.on_wire += 1;
-        }
-        self.settle(&event.key);
+        self.lanes.on_wire(&event);
+        self.settle_event(&event);
         Some(event)
     }
 
@@ -373,7 +381,6 @@ impl Hold {
             return false;
         }
         let Some(item) = self.items.get(&position) else { return false };
-        let key = Arc::clone(&item.event.key);
         if item.parked {
             let stays = !self.lot.may_go(position);
             if stays {
@@ -381,8 +388,7 @@ impl Hold {
             }
             return stays;
         }
-        let head = self.lanes.get(&key).and_then(|lane| lane.queue.front()) == Some(&position);
-        if !head || !item.may_be_parked() {
+        if !item.may_be_parked() || !self.lanes.is_head(position, &item.event) {
             return false;
         }
         let failure = self.lot.failure(&Way::of(&item.event));
@@ -391,110 +397,8 @@ impl Hold {
         if reason == Reason::Unroutable && item.event.route.on_unroutable == OnUnroutable::Discard {
             return false;
         }
-        self.park_lane(&key, reason, &words, now);
+        self.park_head(position, reason, &words, now);
         true
-    }
-
-    /// Puts the lane's candidate where it belongs. To be called after each change to the lane, its events or its exchange.
-    fn settle(&mut self, key: &Arc<str>) {
-        let Some(lane) = self.lanes.get(key) else { return };
-        let (was, was_held) = (lane.place, lane.held);
-        let place = self.candidate(lane).and_then(|position| self.place(position)).unwrap_or_default();
-        if was != place {
-            self.leave(was);
-            self.enter(place);
-        }
-        let Some(lane) = self.lanes.get_mut(key) else { return };
-        lane.place = place;
-        if lane.poisoned > 0 {
-            self.poisoned_keys.push(Arc::clone(key));
-        }
-        lane.held = lane.is_stuck() || matches!(place, Place::Exchange(_));
-        self.held_keys = self.held_keys + usize::from(lane.held) - usize::from(was_held);
-        if lane.queue.is_empty() && lane.coming == 0 {
-            self.lanes.remove(key);
-        }
-    }
-
-    /// The one event of the lane that may go next (rule R3).
-    ///
-    /// That is its head, or, while nothing of the lane is held, the first pipelined event behind a run of pipelined events
-    /// that are all on the wire. An event of ordering `key` neither overtakes nor is overtaken.
-    ///
-    /// While parked events of the key are on their way from the database, nothing goes: they come first.
-    fn candidate(&self, lane: &Lane) -> Option<Position> {
-        if lane.coming > 0 {
-            return None;
-        }
-        let tried_again = |event: &Position| self.items.get(event).is_some_and(|item| item.retry_at.is_some());
-        let passed = |event: &&Position| faults::seeded(Bug::RetryWithoutHold) && tried_again(event);
-        let head = *lane.queue.iter().find(|event| !passed(event)).or(lane.queue.front())?;
-        let item = self.items.get(&head)?;
-        match item.state {
-            // A parked event may come before what is on the wire: what is older than it, and was seen again.
-            State::Waiting if lane.on_wire > 0 && item.event.route.ordering == Ordering::Key => None,
-            State::Waiting => Some(head),
-            State::OnWire { .. } if !lane.is_stuck() && item.event.route.ordering == Ordering::Pipelined => {
-                let next = *lane.queue.get(lane.on_wire)?;
-                let item = self.items.get(&next)?;
-                let free = matches!(item.state, State::Waiting) && item.event.route.ordering == Ordering::Pipelined;
-                free.then_some(next)
-            }
-            State::OnWire { .. } | State::Probing { .. } | State::Poisoned(_) | State::Parking => None,
-        }
-    }
-
-    fn place(&self, position: Position) -> Option<Place> {
-        let item = self.items.get(&position)?;
-        Some(match item.retry_at {
-            _ if !self.failing.is_empty() && self.failing.contains_key(&item.event.route.exchange) => {
-                Place::Exchange(position)
-            }
-            Some(at) => Place::Timer(at, position),
-            None => Place::Ready(position),
-        })
-    }
-
-    fn enter(&mut self, place: Place) {
-        match place {
-            Place::Nowhere => {}
-            Place::Ready(position) if self.suspects.contains(position) => {
-                self.ready_suspects.insert(position);
-            }
-            Place::Ready(position) => {
-                self.ready.insert(position);
-            }
-            Place::Timer(at, position) => {
-                self.timers.insert((at, position));
-            }
-            Place::Exchange(position) => {
-                let Some(item) = self.items.get(&position) else { return };
-                let Some(failing) = self.failing.get_mut(&item.event.route.exchange) else { return };
-                failing.waiting.insert(position);
-                if item.parked && failing.fed != Some(position) {
-                    self.stranded.push(position);
-                }
-            }
-        }
-    }
-
-    fn leave(&mut self, place: Place) {
-        match place {
-            Place::Nowhere => {}
-            Place::Ready(position) => {
-                self.ready.remove(&position);
-                self.ready_suspects.remove(&position);
-            }
-            Place::Timer(at, position) => {
-                self.timers.remove(&(at, position));
-            }
-            // The item, which knows the exchange, may be gone by now.
-            Place::Exchange(position) => {
-                for failing in self.failing.values_mut() {
-                    failing.waiting.remove(&position);
-                }
-            }
-        }
     }
 }
 

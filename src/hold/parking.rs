@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::dead_letters::{Content, DeadLetter, FailedAgain, Mark, NewDeadLetter, Reason};
 use crate::event::{
-    Event, HeaderValue, OnPoison, OnUnroutable, Ordering, Poison, Position, REDELIVERED, Route, Ticket, shown,
+    Event, HeaderValue, Joins, OnPoison, OnUnroutable, Ordering, Poison, Position, REDELIVERED, Route, Ticket, shown,
 };
 
 use super::exchange::{Failing, Feed};
@@ -99,6 +99,7 @@ impl Hold {
         if releasing && self.is_full() && self.stalled().is_none() {
             self.make_room(now);
         }
+        self.park_followers(now);
         let fetch = if releasing && self.halted.is_none() { self.releases(now) } else { Vec::new() };
         Errands {
             park: std::mem::take(&mut self.to_park),
@@ -129,16 +130,15 @@ impl Hold {
             self.released(content, now);
         }
         for position in asked {
-            let Some(taken) = self.lot.taken(*position).filter(|_| !self.items.contains_key(position)) else {
+            if !self.lot.is_taken(*position) || self.items.contains_key(position) {
                 // In the hold by now, or still there because its insert has not been committed.
                 if self.items.get(position).is_some_and(|item| !item.parked) {
                     self.not_come(*position, now);
                 }
                 continue;
-            };
-            self.arrived(&taken.lane);
+            }
+            self.has_come(*position);
             self.leave_lot(*position, now);
-            self.settle(&taken.lane);
         }
     }
 
@@ -155,18 +155,18 @@ impl Hold {
     fn not_come(&mut self, position: Position, now: Instant) {
         let Some(taken) = self.lot.taken(position) else { return };
         if self.items.get(&position).is_none_or(|item| !item.parked) {
-            self.arrived(&taken.lane);
+            self.has_come(position);
             self.lot.put_back(position, now);
-            self.give_back(&taken.lane, now);
+            self.give_back(&taken.lane, &taken.joins, now);
         }
     }
 
     /// A parked event that is in the window and not on the wire goes back to the lot, and with it the others of its key.
     pub(super) fn return_parked(&mut self, position: Position, now: Instant) {
-        let Some(key) = self.items.get(&position).map(|item| Arc::clone(&item.event.key)) else { return };
+        let Some(event) = self.items.get(&position).map(|item| Arc::clone(&item.event)) else { return };
         self.drop_parked(position);
         self.lot.put_back(position, now);
-        self.give_back(&key, now);
+        self.give_back(&event.key, &event.joins, now);
     }
 
     /// A person has marked a dead letter. True: it has been taken out, and its row may be deleted.
@@ -203,8 +203,8 @@ impl Hold {
         }
         for position in &out {
             if let Some(taken) = self.lot.taken(*position) {
-                self.lanes.entry(Arc::clone(&taken.lane)).or_default().coming += 1;
-                self.settle(&taken.lane);
+                let first = self.lanes.is_coming(&taken.lane, &taken.joins);
+                self.settle_coming(&taken, first);
             }
         }
         out
@@ -218,12 +218,14 @@ impl Hold {
         if taken.redrive && !message.properties.headers.iter().any(|(name, _)| name == REDELIVERED) {
             message.properties.headers.push((REDELIVERED.into(), HeaderValue::Bool(true)));
         }
-        let Taken { lane, route, policy: (ordering, on_unroutable), exchange, .. } = taken;
-        let route = Route { name: route.to_string(), exchange, ordering, on_unroutable, ..Route::default() };
+        let (ordering, on_unroutable) = taken.policy;
+        let (name, exchange) = (taken.route.to_string(), taken.exchange.clone());
+        let route = Route { name, exchange, ordering, on_unroutable, ..Route::default() };
         let event = Event {
             position,
             id: content.event_id,
-            key: Arc::clone(&lane),
+            key: Arc::clone(&taken.lane),
+            joins: taken.joins.clone(),
             route: Arc::new(route),
             commit_time: content.commit_time,
             ticket: Ticket::NONE,
@@ -232,33 +234,29 @@ impl Hold {
         };
         let item = Item { parked: true, ..Item::new(event, State::Waiting, now) };
         self.waiting_bytes += item.bytes;
+        self.lanes.insert(position, &item);
+        let event = Arc::clone(&item.event);
         self.items.insert(position, item);
         self.released += 1;
-        self.arrived(&lane);
-        if let Some(lane) = self.lanes.get_mut(&lane) {
-            lane.insert(position);
-        }
-        self.settle(&lane);
+        self.has_come(position);
+        self.settle_new(&event);
     }
 
-    fn arrived(&mut self, key: &Arc<str>) {
-        if let Some(lane) = self.lanes.get_mut(key) {
-            lane.coming = lane.coming.saturating_sub(1);
+    /// It is not on its way from the database any more.
+    pub(super) fn has_come(&mut self, position: Position) {
+        if let Some(taken) = self.lot.taken(position) {
+            let last = self.lanes.has_come(&taken.lane, &taken.joins);
+            self.settle_coming(&taken, last);
         }
     }
 
-    /// The parked events of a key that are in the window go back to the lot, but for what is on the wire.
-    pub(super) fn give_back(&mut self, key: &Arc<str>, now: Instant) {
-        for position in self.lot.taken_of(key) {
-            match self.items.get(&position).filter(|item| item.parked) {
-                Some(item) if item.is_out() => continue,
-                Some(_) => self.drop_parked(position),
-                // What is still to come will not be looked at.
-                None => self.arrived(key),
-            }
-            self.lot.put_back(position, now);
+    /// `changes`: whether a barrier is the first, or the last, that is on its way. Only that concerns the other events of its table.
+    fn settle_coming(&mut self, taken: &Taken, changes: bool) {
+        if changes || taken.joins != Joins::Table {
+            self.settle_keys(&taken.lane, &taken.joins);
+        } else {
+            self.settle(&taken.lane);
         }
-        self.park_behind(key, now);
     }
 
     /// Takes a parked event out of the window.
@@ -266,16 +264,13 @@ impl Hold {
         let Some(item) = self.items.remove(&position) else { return };
         self.waiting_bytes -= item.bytes;
         self.released -= 1;
-        let key = Arc::clone(&item.event.key);
-        if let Some(lane) = self.lanes.get_mut(&key) {
-            lane.take_out(position, &item);
-        }
-        self.settle(&key);
+        self.lanes.take_out(position, &item);
+        self.settle_event(&item.event);
     }
 
     /// A parked event was refused again, and stays parked.
     pub(super) fn stays_parked(&mut self, position: Position, reason: Reason, error: &str, now: Instant) {
-        let Some(key) = self.items.get(&position).map(|item| Arc::clone(&item.event.key)) else { return };
+        let Some(event) = self.items.get(&position).map(|item| Arc::clone(&item.event)) else { return };
         if let Some(way) = self.lot.way_of(position).filter(|_| !reason.is_poison()) {
             self.lot.refused_there(&way, reason, error, &mut self.backoff, now);
         }
@@ -284,60 +279,26 @@ impl Hold {
         if let Some(reason) = self.lot.failed_again(position, reason) {
             self.failed.push(FailedAgain { position, reason, error: error.to_owned() });
         }
-        self.give_back(&key, now);
+        self.give_back(&event.key, &event.joins, now);
     }
 
-    /// Parks the head of a key and everything that waits behind it.
-    pub(super) fn park_lane(&mut self, key: &Arc<str>, reason: Reason, error: &str, now: Instant) {
-        let Some(lane) = self.lanes.get(key) else { return };
-        let Some(head) = lane.queue.front().copied() else { return };
-        let Some(item) = self.items.get(&head).filter(|item| !item.is_out() && !item.parked) else { return };
-        let way = Way::of(&item.event);
-        self.park_item(head, reason, error);
+    /// Parks the head of its keys and everything that waits behind it.
+    pub(super) fn park_head(&mut self, position: Position, reason: Reason, error: &str, now: Instant) {
+        let Some(item) = self.items.get(&position).filter(|item| !item.is_out() && !item.parked) else { return };
+        let (way, event) = (Way::of(&item.event), Arc::clone(&item.event));
+        self.park_item(position, reason, error);
         if !reason.is_poison() {
             self.lot.refused_there(&way, reason, error, &mut self.backoff, now);
         }
         // What was released meanwhile is behind it too: an older event that the slot has given again.
-        self.give_back(key, now);
+        self.give_back(&event.key, &event.joins, now);
     }
 
-    /// Parks what waits in a key that is parked.
-    pub(super) fn park_behind(&mut self, key: &Arc<str>, now: Instant) {
-        let Some(lane) = self.lanes.get(key) else { return };
-        let behind = lane.queue.iter().filter(|position| self.lot.holds(key, **position));
-        let behind: Vec<Position> = behind
-            .filter(|position| self.items.get(position).is_some_and(|item| !item.is_out() && !item.parked))
-            .copied()
-            .collect();
-        for position in behind {
-            self.park_follower(position, now);
-        }
-        self.settle(key);
-    }
-
-    fn park_follower(&mut self, position: Position, now: Instant) {
-        let Some(item) = self.items.get(&position) else { return };
-        match (&item.state, item.last_refusal) {
-            (State::Poisoned(poison), _) => {
-                let poison = poison.clone();
-                self.park_item(position, Reason::Poison(poison.reason), &poison.detail);
-            }
-            (_, Some(refusal)) => {
-                let way = Way::of(&item.event);
-                self.park_item(position, refusal.reason(), refusal.words());
-                self.lot.refused_there(&way, refusal.reason(), refusal.words(), &mut self.backoff, now);
-            }
-            _ => self.park_item(position, Reason::Behind, "an earlier event of its key is parked"),
-        }
-    }
-
-    /// Out of its lane and into the lot. Resolved once [`Self::stored`].
+    /// Out of its lanes and into the lot. Resolved once [`Self::stored`].
     pub(super) fn park_item(&mut self, position: Position, reason: Reason, error: &str) {
         let Some(item) = self.items.get_mut(&position) else { return };
-        let key = Arc::clone(&item.event.key);
-        if let Some(lane) = self.lanes.get_mut(&key) {
-            lane.take_out(position, item);
-        }
+        self.lanes.take_out(position, item);
+        self.followers.remove(&position);
         self.poisoned -= usize::from(matches!(item.state, State::Poisoned(_)));
         item.state = State::Parking;
         item.retry_at = None;
@@ -351,19 +312,22 @@ impl Hold {
         };
         self.storing += 1;
         self.lot.add(&letter);
+        let event = Arc::clone(&letter.event);
         self.to_park.push(letter);
         // A suspect stays one: that it is parked says nothing of what it does to a channel.
-        self.settle(&key);
+        self.settle_event(&event);
     }
 
     /// Keys whose head can never be published.
     fn park_poison(&mut self, now: Instant) {
         for key in std::mem::take(&mut self.poisoned_keys) {
             let head = self.lanes.get(&key).and_then(|lane| lane.queue.front().copied());
-            let Some(item) = head.and_then(|head| self.items.get(&head)) else { continue };
-            if let State::Poisoned(poison) = &item.state {
+            let Some((head, item)) = head.and_then(|head| Some((head, self.items.get(&head)?))) else { continue };
+            if let State::Poisoned(poison) = &item.state
+                && self.lanes.is_head(head, &item.event)
+            {
                 let poison = poison.clone();
-                self.park_lane(&key, Reason::Poison(poison.reason), &poison.detail, now);
+                self.park_head(head, Reason::Poison(poison.reason), &poison.detail, now);
             }
         }
     }
@@ -378,15 +342,13 @@ impl Hold {
             if matches!(item.state, State::Parking) {
                 continue;
             }
-            let key = Arc::clone(&item.event.key);
             if let Some(item) = self.items.remove(&position) {
                 self.waiting_bytes -= item.bytes;
                 self.poisoned -= usize::from(matches!(item.state, State::Poisoned(_)));
-                if let Some(lane) = self.lanes.get_mut(&key) {
-                    lane.take_out(position, &item);
-                }
+                self.lanes.take_out(position, &item);
+                self.followers.remove(&position);
+                self.settle_event(&item.event);
             }
-            self.settle(&key);
         }
     }
 
@@ -405,8 +367,7 @@ impl Hold {
         let Some(item) = self.items.get(&position).filter(|item| !item.parked && item.may_be_parked()) else {
             return false;
         };
-        let key = Arc::clone(&item.event.key);
-        if self.lanes.get(&key).and_then(|lane| lane.queue.front()) != Some(&position) {
+        if !self.lanes.is_head(position, &item.event) {
             return false;
         }
         let failing = self.failing.get(&item.event.route.exchange);
@@ -415,7 +376,7 @@ impl Hold {
             (None, Some(refusal)) => (refusal.reason(), refusal.words().to_owned()),
             (None, None) => return false,
         };
-        self.park_lane(&key, reason, &words, now);
+        self.park_head(position, reason, &words, now);
         true
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Hold, Refusal, State};
-use crate::event::{Event, Position};
+use crate::event::{Event, Joins, Position};
 
 /// Counted as it goes: cheap to ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,8 +105,15 @@ impl Hold {
             key: Arc::clone(&item.event.key),
             waited: now.saturating_duration_since(item.inserted),
             why,
-            behind: self.lanes.get(&item.event.key).map_or(0, |lane| lane.queue.len().saturating_sub(1)),
+            behind: self.behind(&item.event),
         })
+    }
+
+    /// A lower bound for what is in several lanes: what is behind in each.
+    fn behind(&self, event: &Event) -> usize {
+        let behind = event.keys().filter_map(|key| self.lanes.get(key)).map(|lane| lane.queue.len().saturating_sub(1));
+        let table = event.table().filter(|_| event.joins == Joins::Table).and_then(|table| self.lanes.table(table));
+        behind.max().unwrap_or_default() + table.map_or(0, |table| table.rows.len())
     }
 
     /// The failing exchanges with the broker's words.

@@ -105,23 +105,21 @@ impl Hold {
         });
         self.released -= usize::from(item.parked);
         let freed = !self.lot.nothing_fails() && self.lot.passed(&Way::of(&item.event));
-        let key = Arc::clone(&item.event.key);
         let mut overtook = false;
-        if let Some(lane) = self.lanes.get_mut(&key) {
-            lane.refused -= usize::from(item.refusals > 0);
-            let ahead = lane.remove(position);
-            if lane.refused > 0 {
-                let refused = |earlier| self.items.get(earlier).is_some_and(|earlier| earlier.refusals > 0);
-                overtook = lane.queue.iter().take(ahead).any(refused);
-            }
+        let ahead = self.lanes.delivered(position, &item);
+        if ahead > 0
+            && let Some(lane) = self.lanes.get(&item.event.key)
+        {
+            let refused = |earlier| self.items.get(earlier).is_some_and(|earlier| earlier.refusals > 0);
+            overtook = lane.queue.iter().take(ahead).any(refused);
         }
         // Only if `pipelined`: it was on the wire when an earlier one was refused, which is parked.
-        overtook |= self.lot.holds(&key, position);
+        overtook |= self.lot.holds(&item.event);
         if released.is_some() {
             self.leave_lot(position, now);
             self.gone.push(position);
         }
-        self.settle(&key);
+        self.settle_event(&item.event);
         Some(Delivered {
             ticket: item.event.ticket,
             released,
@@ -156,10 +154,10 @@ impl Hold {
         item.held.get_or_insert((now, frozen));
         let refusals = item.refusals;
         let mut overtaken_by = 0;
-        if let Some(lane) = self.lanes.get_mut(&event.key) {
+        self.lanes.each(&event, |lane| {
             lane.refused += usize::from(refusals == 1);
-            overtaken_by = lane.overtakers(position);
-        }
+            overtaken_by += lane.overtakers(position);
+        });
         let decision = self.after_refusal(position, refusal, now);
         match decision {
             Decision::Retry { at } => {
@@ -170,7 +168,7 @@ impl Hold {
             Decision::Discard(_) => self.forget(position),
             Decision::Park => {}
         }
-        self.settle(&event.key);
+        self.settle_event(&event);
         Some(Refused { event, decision, overtaken_by, attempts })
     }
 
@@ -182,10 +180,13 @@ impl Hold {
             return Decision::Discard(event.ticket);
         }
         // Only if `pipelined`: the head of its key was parked while this one was on the wire.
-        if self.lot.holds(&event.key, position) {
-            self.park_behind(&event.key, now);
-            return Decision::Park;
+        if self.lot.holds(&event) {
+            self.park_behind(&event.key, &event.joins, now);
+            if self.items.get(&position).is_some_and(|item| matches!(item.state, State::Parking)) {
+                return Decision::Park;
+            }
         }
+        let Some(item) = self.items.get(&position) else { return Decision::Park };
         let left = match item.held.filter(|_| item.may_be_parked()) {
             Some((since, frozen)) => self.limits.hold_for.saturating_sub(self.held_for(since, frozen, now)),
             None => Duration::MAX,
@@ -203,9 +204,8 @@ impl Hold {
     fn forget(&mut self, position: Position) {
         let Some(item) = self.items.remove(&position) else { return };
         self.waiting_bytes -= item.bytes;
-        if let Some(lane) = self.lanes.get_mut(&item.event.key) {
-            lane.take_out(position, &item);
-        }
+        self.lanes.take_out(position, &item);
+        self.followers.remove(&position);
     }
 
     /// The event can never be published as it is: its route says what becomes of it. Returns whether the event was here.
@@ -220,13 +220,12 @@ impl Hold {
             return true;
         }
         item.state = State::Poisoned(poison.clone());
-        let (key, policy) = (Arc::clone(&item.event.key), item.event.route.on_poison);
+        let event = Arc::clone(&item.event);
+        let policy = event.route.on_poison;
         self.poisoned += 1;
-        if let Some(lane) = self.lanes.get_mut(&key) {
-            lane.poisoned += 1;
-        }
+        self.lanes.each(&event, |lane| lane.poisoned += 1);
         self.clear_suspicion(position);
-        self.settle(&key);
+        self.settle_event(&event);
         self.is_poison(position, poison, policy);
         true
     }
@@ -285,9 +284,7 @@ impl Hold {
                 self.wire.remove(&publish);
                 self.wire_bytes -= item.bytes;
                 self.waiting_bytes += item.bytes;
-                if let Some(lane) = self.lanes.get_mut(&item.event.key) {
-                    lane.on_wire -= 1;
-                }
+                self.lanes.off_wire(&item.event);
                 since
             }
             State::Probing { since } => since,
@@ -306,13 +303,11 @@ impl Hold {
         for (_, position) in lost.values() {
             let Some(Item { event, state, .. }) = self.items.get_mut(position) else { continue };
             *state = State::Waiting;
-            if let Some(lane) = self.lanes.get_mut(&event.key) {
-                lane.on_wire = 0;
-            }
+            self.lanes.off_wire(event);
         }
         for (_, position) in lost.values() {
-            let Some(key) = self.items.get(position).map(|item| Arc::clone(&item.event.key)) else { continue };
-            self.settle(&key);
+            let Some(event) = self.items.get(position).map(|item| Arc::clone(&item.event)) else { continue };
+            self.settle_event(&event);
         }
     }
 }

@@ -138,8 +138,9 @@ pub async fn plan(sql: &mut Client, config: &Config) -> Result<Plan, AdoptError>
         // What the slot would still have sent goes with it.
         halt.to = halt.to.max(scene.flushed);
     }
-    let publication = slot::check_publication(sql, config).await.map_err(AdoptError::Publication)?;
-    Ok(Plan { halt, way, source_epoch: source_epoch + 1, identity: scene.identity, publication })
+    let recorded = scene.record.as_ref().and_then(|record| record.publication_state.as_deref());
+    let seen = slot::check_publication(sql, config, recorded).await.map_err(AdoptError::Publication)?;
+    Ok(Plan { halt, way, source_epoch: source_epoch + 1, identity: scene.identity, publication: seen.state() })
 }
 
 /// A slot is kept where its stream is whole from where it stands. Past WAL that is gone, that was rewound, that was written without the

@@ -109,9 +109,12 @@ impl Journal {
         self.metrics.events_confirmed.inc();
         self.metrics.key_wait_seconds.observe(delivered.key_wait.as_secs_f64());
         self.metrics.publish_to_confirm_seconds.observe(delivered.confirm_wait.as_secs_f64());
-        // Zero where the clocks of the two machines disagree.
-        let since_commit = SystemTime::now().duration_since(delivered.event.commit_time).unwrap_or_default();
-        self.metrics.commit_to_confirm_seconds.observe(since_commit.as_secs_f64());
+        // A message outside of any transaction has no commit.
+        if delivered.event.commit_time != SystemTime::UNIX_EPOCH {
+            // Zero where the clocks of the two machines disagree.
+            let since_commit = SystemTime::now().duration_since(delivered.event.commit_time).unwrap_or_default();
+            self.metrics.commit_to_confirm_seconds.observe(since_commit.as_secs_f64());
+        }
         if let Some(spans) = &mut self.spans {
             spans.delivered(delivered);
         }

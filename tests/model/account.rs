@@ -19,7 +19,7 @@ pub(crate) struct Account {
     suspects: BTreeSet<Position>,
     /// Given up, by a person or by its route: nothing waits for it any more.
     given_up: BTreeSet<Position>,
-    /// Parked alone: nothing waits for it, and yet it is not to be lost.
+    /// Parked alone: nothing waits for it, nor it for anything, and yet it is not to be lost.
     skipped: BTreeSet<Position>,
     /// Accepted by a queue at least once: what consumers have seen.
     arrived: BTreeSet<Position>,
@@ -35,15 +35,15 @@ impl Account {
         probe: bool,
     ) -> Result<(), &'static str> {
         let row = wal.rows[&position];
-        let sibling = |other: &&Position| wal.rows[*other].key == row.key && **other < position;
+        let sibling = |other: &&Position| wal.rows[*other].meets(row) && **other < position;
         if !self.published.insert(position) {
             return Err("was published again for no reason");
         }
         if row.ordering() == Ordering::Key {
-            if self.undecided.iter().any(|other| wal.rows[other].key == row.key) {
+            if self.undecided.iter().any(|other| wal.rows[other].meets(row)) {
                 return Err("of ordering `key` was published beside an undecided one of its key");
             }
-            if wal.rows.keys().filter(sibling).any(|other| !self.is_past(*other)) {
+            if !self.skipped.contains(&position) && wal.rows.keys().filter(sibling).any(|other| !self.is_past(*other)) {
                 return Err("of ordering `key` was published before an earlier one of its key had arrived");
             }
         }
@@ -139,13 +139,13 @@ impl Account {
     /// A queue accepted it. First arrivals of a key are in commit order, unless both events are pipelined. Returns the
     /// event that should have come before.
     pub(crate) fn arrive(&mut self, position: Position, wal: &Wal) -> Option<Position> {
-        if !self.arrived.insert(position) {
+        if !self.arrived.insert(position) || self.skipped.contains(&position) {
             return None;
         }
         let row = wal.rows[&position];
         let before = wal.rows.range(..position).find(|(earlier, other)| {
             let strict = other.ordering() == Ordering::Key || row.ordering() == Ordering::Key;
-            other.key == row.key && strict && !self.is_past(**earlier)
+            strict && other.meets(row) && !self.is_past(**earlier)
         });
         before.map(|(earlier, _)| *earlier)
     }

@@ -6,7 +6,7 @@ use postrider::dead_letters::Mark;
 use proptest::prelude::*;
 
 use crate::broker::{ExchangeState, QueueState};
-use crate::wal::{EXCHANGES, KEYS, Policy, QUEUES, Row};
+use crate::wal::{EXCHANGES, Joined, KEYS, Policy, QUEUES, Row};
 use crate::world::{Checked, World};
 
 /// `PROPTEST_CASES` counts histories of the whole core; the judge alone is `times` as quick.
@@ -56,7 +56,21 @@ enum Step {
     EndSession(u8),
 }
 
-fn row() -> impl Strategy<Value = Row> {
+/// How often what happens: the weight of events of several keys, of the ends of sessions, and how many keys there are.
+#[derive(Clone, Copy)]
+struct Mix {
+    joined: u32,
+    ends: u32,
+    keys: u8,
+}
+
+/// As in production, but for the faults.
+const ORDINARY: Mix = Mix { joined: 4, ends: 1, keys: KEYS };
+
+/// Everything is tied to everything, and comes again from the slot and from the dead letters.
+const TIED: Mix = Mix { joined: 16, ends: 6, keys: 4 };
+
+fn row(mix: Mix) -> impl Strategy<Value = Row> {
     let exchange = 0..u8::try_from(EXCHANGES.len()).unwrap();
     let queue = 0..u8::try_from(QUEUES.len()).unwrap();
     let policy = prop_oneof![
@@ -66,10 +80,17 @@ fn row() -> impl Strategy<Value = Row> {
         1 => Just(Policy::SkipPoison),
         1 => Just(Policy::HaltOnPoison),
     ];
+    let joins = prop_oneof![
+        16 => Just(Joined::Nothing),
+        mix.joined => (0..mix.keys).prop_map(Joined::Key),
+        1 => Just(Joined::Table),
+        1 => Just(Joined::Keyless),
+    ];
     let rare = || prop::bool::weighted(0.03);
-    (0..KEYS, exchange, queue, any::<bool>(), rare(), rare(), policy).prop_map(
-        |(key, exchange, queue, pipelined, refused, unfit, policy)| Row {
+    (0..mix.keys, joins, exchange, queue, any::<bool>(), rare(), rare(), policy).prop_map(
+        |(key, joins, exchange, queue, pipelined, refused, unfit, policy)| Row {
             key,
+            joins,
             exchange,
             queue,
             pipelined,
@@ -80,7 +101,7 @@ fn row() -> impl Strategy<Value = Row> {
     )
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step(mix: Mix) -> impl Strategy<Value = Step> {
     let queue_state = prop_oneof![
         3 => Just(QueueState::Open),
         3 => Just(QueueState::Unbound),
@@ -93,8 +114,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(ExchangeState::Forbidden),
     ];
     prop_oneof![
-        6 => prop::collection::vec(row(), 0..4).prop_map(Step::Commit),
-        2 => prop::option::weighted(0.7, row()).prop_map(Step::Message),
+        6 => prop::collection::vec(row(mix), 0..4).prop_map(Step::Commit),
+        2 => prop::option::weighted(0.7, row(mix)).prop_map(Step::Message),
         1 => Just(Step::Foreign),
         3 => Just(Step::Keepalive),
         10 => (1..8_u8).prop_map(Step::Read),
@@ -114,13 +135,13 @@ fn step() -> impl Strategy<Value = Step> {
         6 => prop::bool::weighted(0.8).prop_map(Step::Turn),
         12 => (1..6_u8).prop_map(Step::GoOn),
         1 => any::<u8>().prop_map(Step::Delete),
-        1 => (row(), 1..10_u8).prop_map(|(row, length)| Step::Burst(row, length)),
+        1 => (row(mix), 1..10_u8).prop_map(|(row, length)| Step::Burst(row, length)),
         2 => Just(Step::Look),
         4 => (0..9_000_u16).prop_map(Step::Tick),
         4 => (0..QUEUES.len(), queue_state).prop_map(|(queue, state)| Step::Queue(queue, state)),
         1 => (0..EXCHANGES.len(), exchange_state).prop_map(|(exchange, state)| Step::Exchange(exchange, state)),
         1 => (0..4_u8).prop_map(Step::LoseConnection),
-        1 => (0..4_u8).prop_map(Step::EndSession),
+        mix.ends => (0..4_u8).prop_map(Step::EndSession),
     ]
 }
 
@@ -163,18 +184,29 @@ fn play(world: &mut World, step: &Step) -> Checked {
     world.check_all()
 }
 
+fn play_all(steps: &[Step]) -> Result<(), TestCaseError> {
+    let mut world = World::new();
+    let mut run = || {
+        steps.iter().try_for_each(|step| play(&mut world, step))?;
+        world.heal()
+    };
+    run().map_err(TestCaseError::fail)
+}
+
 proptest! {
     #![proptest_config(config(1))]
 
     #[test]
     fn nothing_is_lost_reordered_repeated_for_no_reason_or_acknowledged_undelivered(
-        steps in prop::collection::vec(step(), 1..150),
+        steps in prop::collection::vec(step(ORDINARY), 1..150),
     ) {
-        let mut world = World::new();
-        let mut run = || {
-            steps.iter().try_for_each(|step| play(&mut world, step))?;
-            world.heal()
-        };
-        run().map_err(TestCaseError::fail)?;
+        play_all(&steps)?;
+    }
+
+    #[test]
+    fn neither_is_it_when_all_keys_are_tied_to_each_other_and_sessions_end_often(
+        steps in prop::collection::vec(step(TIED), 1..150),
+    ) {
+        play_all(&steps)?;
     }
 }

@@ -6,19 +6,21 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use postrider::event::{
-    Event, Message, OnPoison, OnUnroutable, Ordering, Poison, PoisonReason, Position, Properties, Route, Ticket,
+    Event, Joins, Message, OnPoison, OnUnroutable, Ordering, Poison, PoisonReason, Position, Properties, Route, Ticket,
 };
 use postrider::lsn::Lsn;
 
 pub(crate) const EXCHANGES: [&str; 2] = ["x0", "x1"];
 pub(crate) const QUEUES: [&str; 3] = ["q0", "q1", "q2"];
-pub(crate) const KEYS: u8 = 4;
+pub(crate) const KEYS: u8 = 7;
 
 /// One row, or one message, that has to become an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Row {
-    /// 0 and 1 are of ordering `key`, 2 is pipelined, 3 has both kinds.
+    /// 0 and 1 are of ordering `key`, 2 is pipelined, 3 has both kinds. 0 and 3 are of the outbox, 1 and 2 of one table, and from 4
+    /// on, as 0 to 2, all of another one.
     pub(crate) key: u8,
+    pub(crate) joins: Joined,
     pub(crate) exchange: u8,
     pub(crate) queue: u8,
     pub(crate) pipelined: bool,
@@ -27,6 +29,32 @@ pub(crate) struct Row {
     /// Known to be poison when it is read.
     pub(crate) unfit: bool,
     pub(crate) policy: Policy,
+}
+
+/// The other keys of an event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Joined {
+    #[default]
+    Nothing,
+    /// It has changed this key to its own: only within a table.
+    Key(u8),
+    /// A barrier for the table of its key.
+    Table,
+    /// The same, of a table without a key.
+    Keyless,
+}
+
+/// The table of a key.
+fn table(key: u8) -> Option<&'static str> {
+    match key {
+        0 | 3 => None,
+        1 | 2 => Some("\u{1e}s\u{1e}t\u{1f}"),
+        _ => Some("\u{1e}s\u{1e}u\u{1f}"),
+    }
+}
+
+fn text_of(key: u8) -> String {
+    format!("{}k{key}", table(key).unwrap_or_default())
 }
 
 /// Of its route.
@@ -41,8 +69,9 @@ pub(crate) enum Policy {
 }
 
 impl Row {
-    pub(crate) fn ordering(self) -> Ordering {
-        match self.key {
+    /// Of its route.
+    fn configured(self) -> Ordering {
+        match self.key % 4 {
             0 | 1 => Ordering::Key,
             2 => Ordering::Pipelined,
             _ if self.pipelined => Ordering::Pipelined,
@@ -50,8 +79,33 @@ impl Row {
         }
     }
 
+    /// What has several keys neither overtakes nor is overtaken.
+    pub(crate) fn ordering(self) -> Ordering {
+        if self.old_key().is_some() || self.is_barrier() { Ordering::Key } else { self.configured() }
+    }
+
+    fn old_key(self) -> Option<u8> {
+        match self.joins {
+            Joined::Key(old) if old != self.key && table(old) == table(self.key) && table(old).is_some() => Some(old),
+            _ => None,
+        }
+    }
+
+    fn is_barrier(self) -> bool {
+        table(self.key).is_some() && matches!(self.joins, Joined::Table | Joined::Keyless)
+    }
+
+    /// Their first deliveries have an order.
+    pub(crate) fn meets(self, other: Row) -> bool {
+        let all_of_table = |row: Row, other: Row| row.is_barrier() && table(row.key) == table(other.key);
+        let keys = |row: Row| [Some(row.key), row.old_key()].into_iter().flatten();
+        all_of_table(self, other)
+            || all_of_table(other, self)
+            || keys(self).any(|key| keys(other).any(|other| key == other))
+    }
+
     fn route(self) -> String {
-        let ordering = if self.ordering() == Ordering::Key { "key" } else { "pipelined" };
+        let ordering = if self.configured() == Ordering::Key { "key" } else { "pipelined" };
         let policy = match self.policy {
             Policy::DiscardUnroutable => " discard",
             Policy::HoldUnroutable => " hold",
@@ -78,11 +132,15 @@ impl Row {
         Event {
             position,
             id: "id".into(),
-            key: format!("k{}", self.key).into(),
+            key: if self.is_barrier() { table(self.key).unwrap().into() } else { text_of(self.key).into() },
+            joins: match self.joins {
+                Joined::Table if self.is_barrier() => Joins::Table,
+                _ => self.old_key().map_or(Joins::Nothing, |old| Joins::Key(text_of(old).into())),
+            },
             route: Arc::new(Route {
                 name: self.route(),
                 exchange,
-                ordering: self.ordering(),
+                ordering: self.configured(),
                 on_unroutable: match self.policy {
                     Policy::Park | Policy::SkipPoison | Policy::HaltOnPoison => OnUnroutable::Park,
                     Policy::DiscardUnroutable => OnUnroutable::Discard,

@@ -2,7 +2,7 @@ use futures_util::FutureExt;
 
 use super::*;
 use crate::dead_letters::Reason;
-use crate::event::{Event, PoisonReason, Route, Ticket};
+use crate::event::{Event, Joins, PoisonReason, Route, Ticket};
 use crate::lsn::Lsn;
 
 fn position(n: u64) -> Position {
@@ -14,6 +14,7 @@ fn letter(n: u64) -> NewDeadLetter {
         position: position(n),
         id: "id".into(),
         key: "key".into(),
+        joins: Joins::Nothing,
         route: Route::default().into(),
         commit_time: std::time::UNIX_EPOCH,
         ticket: Ticket::NONE,

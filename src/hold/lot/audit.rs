@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Lot, Stand};
+use super::tables::Of;
+use super::{Lot, Stand, Taken};
 use crate::event::Position;
 
 impl Lot {
-    /// What is in the hold or on its way there, with its lane.
-    pub(in crate::hold) fn all_taken(&self) -> impl Iterator<Item = (Arc<str>, Position)> {
+    /// What is in the hold or on its way there.
+    pub(in crate::hold) fn all_taken(&self) -> impl Iterator<Item = (Taken, Position)> {
         let taken = self.rows.iter().filter(|(_, row)| row.taken);
-        taken.map(|(position, row)| (Arc::clone(&row.lane), *position))
+        taken.filter_map(|(position, _)| Some((self.taken(*position)?, *position)))
     }
 
     /// What does not agree with what is there. Slow.
@@ -29,13 +30,15 @@ impl Lot {
                 key.queue.insert(*position);
                 key.taken += usize::from(row.taken);
             }
+            if let Of::Row(name) = Of::keys(&row.keys) {
+                let table = real.tables.entry(name.into()).or_default();
+                table.queue.insert(*position);
+                table.taken.extend(row.taken.then_some(*position));
+            }
         }
         real.parked_keys = real.keys.values().filter(|key| key.is_parked()).count();
         for (position, row) in &self.rows {
-            let head = row
-                .keys
-                .iter()
-                .all(|key| real.keys.get(key).is_some_and(|key| key.taken == 0 && key.queue.first() == Some(position)));
+            let head = real.is_head(*position, &row.keys);
             let may_go = head && row.stored && !row.taken && (row.redrive || !row.reason.is_poison());
             let shut = self.ways.refuses(&row.way) || (self.ways.failure(&row.way).is_some() && !row.redrive);
             let stand = match (may_go, shut) {
@@ -62,6 +65,9 @@ impl Lot {
         };
         if (keys(self), &self.waiting, &self.free) != (keys(&real), &real.waiting, &free) {
             return Err(format!("keys, reasons or free heads: {self:?}"));
+        }
+        if self.tables != real.tables {
+            return Err(format!("rows of tables: {:?}, {:?} there", self.tables, real.tables));
         }
         self.ways.recount(&rows_of, &heads)
     }

@@ -5,6 +5,7 @@
 //! event at a time goes out to probe it. Of a key only the *head* may go: the first of its parked events.
 
 mod audit;
+mod tables;
 mod take;
 mod ways;
 
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use crate::dead_letters::{DeadLetter, Mark, NewDeadLetter, Reason};
-use crate::event::{OnUnroutable, Ordering, Position};
+use crate::event::{Joins, OnUnroutable, Ordering, Position};
 
 use super::backoff::Backoff;
 use ways::Ways;
@@ -26,6 +27,7 @@ pub use ways::Way;
 pub struct Lot {
     rows: BTreeMap<Position, Row>,
     keys: HashMap<Arc<str>, Key>,
+    tables: HashMap<Arc<str>, tables::Table>,
     ways: Ways,
     /// Heads that may go now.
     free: BTreeSet<Position>,
@@ -45,8 +47,9 @@ struct Row {
     event: u64,
     /// Empty if it holds none (`on_poison = skip`).
     keys: Vec<Arc<str>>,
-    /// The key that orders it in the hold.
+    /// What orders it in the hold.
     lane: Arc<str>,
+    joins: Joins,
     way: Arc<Way>,
     route: Arc<str>,
     policy: (Ordering, OnUnroutable),
@@ -81,6 +84,7 @@ struct Key {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Taken {
     pub(super) lane: Arc<str>,
+    pub(super) joins: Joins,
     pub(super) route: Arc<str>,
     pub(super) policy: (Ordering, OnUnroutable),
     pub(super) exchange: String,
@@ -149,13 +153,6 @@ impl Lot {
         self.rows.range(first..=last).map(|(_, row)| row.event)
     }
 
-    /// An event of this key and position has to be parked behind what is parked already. What is before the key's first
-    /// parked event was decided before that one was: it comes again after a restart.
-    pub(super) fn holds(&self, key: &str, position: Position) -> bool {
-        let Some(key) = self.keys.get(key) else { return false };
-        key.is_parked() && key.queue.first().is_some_and(|head| *head < position)
-    }
-
     pub(super) fn nothing_fails(&self) -> bool {
         self.ways.nothing_fails()
     }
@@ -178,11 +175,14 @@ impl Lot {
         policy: impl Fn(&str) -> (Ordering, OnUnroutable),
         now: Instant,
     ) {
-        for letter in letters {
+        for mut letter in letters {
+            // People edit rows.
+            letter.keys.dedup();
             let way = Way { exchange: letter.exchange, routing_key: letter.routing_key };
             let Some(lane) = letter.keys.first().cloned() else { continue };
             let row = Row {
                 event: self.event(&letter.event_id),
+                joins: Joins::of(&letter.keys),
                 keys: if letter.holds_key { letter.keys } else { Vec::new() },
                 lane,
                 way: self.ways.add(way),
@@ -209,8 +209,9 @@ impl Lot {
         let event = &letter.event;
         let row = Row {
             event: self.event(&event.id),
-            keys: if letter.holds_key { vec![Arc::clone(&event.key)] } else { Vec::new() },
+            keys: if letter.holds_key { event.keys().cloned().collect() } else { Vec::new() },
             lane: Arc::clone(&event.key),
+            joins: event.joins.clone(),
             way: self.ways.add(Way::of(event)),
             route: event.route.name.as_str().into(),
             policy: (event.route.ordering, event.route.on_unroutable),
@@ -238,6 +239,7 @@ impl Lot {
             key.queue.insert(position);
             self.parked_keys += usize::from(!was_parked);
         }
+        self.enter_table(position, &row.keys);
         self.rows.insert(position, row);
         // What was a head may be none any more.
         for front in fronts {
@@ -276,6 +278,7 @@ impl Lot {
                 }
             }
         }
+        self.leave_table(position, &row.keys);
         self.ways.remove(&row.way);
         true
     }
@@ -300,6 +303,7 @@ impl Lot {
         let row = self.rows.get(&position).filter(|row| row.taken)?;
         Some(Taken {
             lane: Arc::clone(&row.lane),
+            joins: row.joins.clone(),
             route: Arc::clone(&row.route),
             policy: row.policy,
             exchange: row.way.exchange.clone(),
@@ -393,10 +397,7 @@ impl Lot {
     fn settle(&mut self, position: Position) {
         self.leave(position);
         let Some(row) = self.rows.get(&position) else { return };
-        let head = row
-            .keys
-            .iter()
-            .all(|key| self.keys.get(key).is_some_and(|key| key.taken == 0 && key.queue.first() == Some(&position)));
+        let head = self.is_head(position, &row.keys);
         let waits_for_a_person = row.reason.is_poison() && !row.redrive;
         if row.taken || !row.stored || !head || waits_for_a_person {
             return;

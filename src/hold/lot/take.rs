@@ -52,7 +52,11 @@ impl Lot {
         if let [name] = row.keys.as_slice()
             && let Some(key) = self.keys.get(name)
         {
+            let end = self.end_of_chunk(&row.keys);
             for position in key.queue.range(head..).skip(1).take(CHUNK - 1) {
+                if end.is_some_and(|end| end < *position) {
+                    break;
+                }
                 let Some(row) = self.rows.get(position) else { break };
                 bytes += row.bytes;
                 let stuck = row.reason.is_poison() && !row.redrive;
@@ -78,14 +82,16 @@ impl Lot {
         row.taken = true;
         self.taken += 1;
         self.taken_bytes += row.bytes;
-        for name in row.keys.clone() {
-            let Some(key) = self.keys.get_mut(&name) else { continue };
+        let names = row.keys.clone();
+        for name in &names {
+            let Some(key) = self.keys.get_mut(name) else { continue };
             let was_parked = key.is_parked();
             key.taken += 1;
             self.parked_keys -= usize::from(was_parked && !key.is_parked());
             let front = key.queue.first().copied();
             front.into_iter().for_each(|front| self.settle(front));
         }
+        self.taken_of_table(position, &names, true);
         self.settle(position);
     }
 
@@ -96,20 +102,21 @@ impl Lot {
         self.taken -= 1;
         self.taken_bytes -= row.bytes;
         let (keys, way) = (row.keys.clone(), Arc::clone(&row.way));
-        for name in keys {
-            let Some(key) = self.keys.get_mut(&name) else { continue };
+        for name in &keys {
+            let Some(key) = self.keys.get_mut(name) else { continue };
             let was_parked = key.is_parked();
             key.taken -= 1;
             self.parked_keys += usize::from(!was_parked);
             let front = key.queue.first().copied();
             front.into_iter().for_each(|front| self.settle(front));
         }
+        self.taken_of_table(position, &keys, false);
         self.ways.probe_came_back(&way, position, now);
         self.settle(position);
     }
 
     /// The rows of a key that are in the hold, or on their way there.
-    pub(in crate::hold) fn taken_of(&self, key: &str) -> Vec<Position> {
+    pub(super) fn taken_of_key(&self, key: &str) -> Vec<Position> {
         let Some(key) = self.keys.get(key) else { return Vec::new() };
         // What is taken is at the front, but for one that was parked late, before what was taken.
         key.queue.iter().filter(|position| self.is_taken(**position)).take(key.taken).copied().collect()

@@ -1,4 +1,5 @@
 mod failures;
+mod joint;
 mod order;
 mod parking;
 
@@ -7,7 +8,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use super::*;
-use crate::event::{Message, PoisonReason, Properties, Route, Ticket};
+use crate::event::{Joins, Message, Ordering, PoisonReason, Properties, Route, Ticket};
 use crate::lsn::Lsn;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -18,6 +19,15 @@ fn position(n: u64) -> Position {
 
 fn poison() -> Poison {
     Poison { reason: PoisonReason::TooLarge, detail: "body".to_owned() }
+}
+
+/// The ordering key of a row of a table; of the table itself, if the row's is empty.
+fn row(table: &str, key: &str) -> String {
+    format!("\u{1e}public\u{1e}{table}\u{1f}{key}")
+}
+
+fn old(key: &str) -> Joins {
+    Joins::Key(key.into())
 }
 
 impl Spec<'_> {
@@ -44,6 +54,7 @@ impl Spec<'_> {
             position: position(self.n),
             id: "id".into(),
             key: self.key.into(),
+            joins: Joins::Nothing,
             route: Arc::new(route),
             commit_time: SystemTime::UNIX_EPOCH,
             ticket: Ticket { session: 1, entry: self.n },
@@ -101,6 +112,17 @@ impl Bench {
 
     fn to(&mut self, n: u64, key: &str, exchange: &str) {
         self.add(Spec { n, key, exchange, ordering: Ordering::Key, content: Ok(10) });
+    }
+
+    fn joint(&mut self, n: u64, key: &str, joins: Joins) {
+        self.insert(Event {
+            joins,
+            ..Spec { n, key, exchange: "x", ordering: Ordering::Key, content: Ok(10) }.event()
+        });
+    }
+
+    fn barrier(&mut self, n: u64, table: &str) {
+        self.joint(n, &row(table, ""), Joins::Table);
     }
 
     fn take(&mut self) -> Option<u64> {

@@ -84,6 +84,7 @@ struct Columns<'a> {
     position: Vec<String>,
     event_id: Vec<&'a str>,
     key: Vec<&'a str>,
+    old_key: Vec<Option<&'a str>>,
     aggregatetype: Vec<Option<&'a str>>,
     aggregateid: Vec<Option<&'a str>>,
     kind: Vec<Option<&'a str>>,
@@ -119,13 +120,15 @@ impl<'a> Columns<'a> {
             let found = properties?.headers.iter().find(|(name, _)| name == wanted);
             found.and_then(|(_, value)| if let HeaderValue::Text(text) = value { Some(text.as_str()) } else { None })
         };
-        // Without a message the ordering key says whose event it was.
-        let (aggregatetype, aggregateid) = event.key.split_once('\u{1f}').filter(|_| message.is_none()).unzip();
+        // Without a message the ordering key says whose event it was, unless it is that of a table.
+        let of_outbox = message.is_none() && event.table().is_none();
+        let (aggregatetype, aggregateid) = event.key.split_once('\u{1f}').filter(|_| of_outbox).unzip();
         let whole = body(letter);
 
         self.position.push(event.position.to_string());
         self.event_id.push(&event.id);
         self.key.push(&event.key);
+        self.old_key.push(event.keys().nth(1).map(|key| &**key));
         self.aggregatetype.push(header("aggregatetype").or(aggregatetype));
         self.aggregateid.push(header("aggregateid").or(aggregateid));
         self.kind.push(properties.map(|properties| properties.kind.as_str()));
@@ -145,13 +148,14 @@ impl<'a> Columns<'a> {
         self.body_bytes.push(i64::try_from(whole.len()).unwrap_or(i64::MAX));
     }
 
-    fn parameters<'p>(&'p self, slot: &'p &str, epoch: &'p i64) -> [(&'p (dyn ToSql + Sync), Type); 21] {
+    fn parameters<'p>(&'p self, slot: &'p &str, epoch: &'p i64) -> [(&'p (dyn ToSql + Sync), Type); 22] {
         [
             (slot, Type::TEXT),
             (epoch, Type::INT8),
             (&self.position, Type::TEXT_ARRAY),
             (&self.event_id, Type::TEXT_ARRAY),
             (&self.key, Type::TEXT_ARRAY),
+            (&self.old_key, Type::TEXT_ARRAY),
             (&self.aggregatetype, Type::TEXT_ARRAY),
             (&self.aggregateid, Type::TEXT_ARRAY),
             (&self.kind, Type::TEXT_ARRAY),

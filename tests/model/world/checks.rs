@@ -65,7 +65,7 @@ impl World {
         for _ in 0..rounds {
             self.round()?;
         }
-        let stays = self.lot.positions().find(|position| !self.lot.waits_for_a_person(*position));
+        let stays = self.lot.leaves_by_itself(&self.wal);
         self.check(stays.is_none(), || format!("{:?} does not leave by itself", stays.map(short)))?;
         for _ in 0..rounds {
             self.lot.redrive_everything();

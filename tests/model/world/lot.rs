@@ -11,6 +11,7 @@ use postrider::event::Position;
 use postrider::postgres::dead_letters::{Look, Marked};
 
 use super::{Checked, World, short};
+use crate::wal::Wal;
 
 pub(crate) struct Lot {
     table: BTreeMap<Position, Letter>,
@@ -70,18 +71,19 @@ impl Lot {
         }
     }
 
-    /// What waits for a person: poison, and what is behind one.
-    pub(crate) fn waits_for_a_person(&self, position: Position) -> bool {
-        let Some(letter) = self.table.get(&position) else { return false };
-        let poison = |letter: &Letter| letter.reason.is_poison() && letter.mark.is_none();
-        let behind = |(_, before): (&Position, &Letter)| {
-            before.new.event.key == letter.new.event.key && before.new.holds_key && poison(before)
-        };
-        poison(letter) || (letter.new.holds_key && self.table.range(..position).any(behind))
-    }
-
-    pub(crate) fn positions(&self) -> impl Iterator<Item = Position> {
-        self.table.keys().copied()
+    /// What does not wait for a person: it is no poison, and not behind one.
+    pub(crate) fn leaves_by_itself(&self, wal: &Wal) -> Option<Position> {
+        let mut stuck: Vec<Position> = Vec::new();
+        for (position, letter) in &self.table {
+            let holds =
+                |before: &Position| self.table[before].new.holds_key && wal.rows[before].meets(wal.rows[position]);
+            let poison = letter.reason.is_poison() && letter.mark.is_none();
+            if !(poison || (letter.new.holds_key && stuck.iter().any(holds))) {
+                return Some(*position);
+            }
+            stuck.push(*position);
+        }
+        None
     }
 
     fn carry_out_one(&mut self) -> bool {
@@ -132,7 +134,7 @@ impl Letter {
             id: 0,
             position: event.position,
             event_id: Arc::clone(&event.id),
-            keys: vec![Arc::clone(&event.key)],
+            keys: event.keys().cloned().collect(),
             route: event.route.name.clone(),
             exchange: event.route.exchange.clone(),
             routing_key: event.message().unwrap().routing_key.clone(),

@@ -152,7 +152,7 @@ impl World {
     }
 
     fn insert(&mut self, row: Row, position: Position, ticket: Ticket) -> Checked {
-        self.note(format!("read {} of k{}, {:?}", short(position), row.key, row.ordering()));
+        self.note(format!("read {} of k{} {:?}, {:?}", short(position), row.key, row.joins, row.ordering()));
         self.tickets.push(ticket);
         let inserted = self.hold.insert(row.event(position, ticket, !self.broker.tolerant), self.now);
         self.check(inserted.is_ok(), || format!("an event was refused: {inserted:?}"))?;

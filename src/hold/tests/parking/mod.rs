@@ -3,6 +3,7 @@
 mod damage;
 mod exchanges;
 mod into;
+mod joint;
 mod out;
 mod people;
 mod probes;
@@ -216,7 +217,7 @@ fn letter(row: &NewDeadLetter, mark: Option<Mark>) -> DeadLetter {
         id: 0,
         position: row.event.position,
         event_id: Arc::clone(&row.event.id),
-        keys: vec![Arc::clone(&row.event.key)],
+        keys: row.event.keys().cloned().collect(),
         route: row.event.route.name.clone(),
         exchange: row.event.route.exchange.clone(),
         routing_key: message.routing_key.clone(),
