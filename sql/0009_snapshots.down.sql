@@ -1,0 +1,3 @@
+-- Lock: none on anything else.
+
+drop table postrider.snapshots;
