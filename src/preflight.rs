@@ -7,6 +7,7 @@ mod postgres;
 mod publication;
 mod rabbitmq;
 mod surroundings;
+mod tables;
 
 use std::fmt;
 

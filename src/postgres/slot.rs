@@ -5,6 +5,8 @@
 //! because pgoutput reads the catalog as of each change. The intent is recorded before the slot is made, so that a crash in
 //! between is told apart from a slot of somebody else's.
 
+mod publication;
+
 use std::time::Duration;
 
 use tokio_postgres::Client;
@@ -13,6 +15,7 @@ use crate::config::Config;
 use crate::error;
 use crate::faults::{self, Bug, Point};
 use crate::lsn::Lsn;
+use crate::postgres::capture::Captured;
 use crate::postgres::halt::{self, Cause, Halt, Scene, SlotRow};
 use crate::postgres::halts;
 use crate::postgres::quote::{quote_ident, quote_literal};
@@ -20,6 +23,8 @@ use crate::postgres::replication::{ReplicationConnection, ReplicationError, Rows
 use crate::postgres::state::{self, HeartbeatNo, Phase, Record, ServerIdentity, Source, StateError};
 use crate::postgres::timeline;
 use crate::postgres::witness::{Known, Witness};
+
+pub use publication::{Published, check_publication, create_publication};
 
 /// How long the making of a slot may wait for running transactions before it gives up and names them. While it waits, a
 /// walsender is taken and the slot holds back vacuum.
@@ -30,6 +35,8 @@ const COUNT_TIMEOUT: Duration = Duration::from_secs(30);
 const FAILOVER_SLOTS: u32 = 170_000;
 /// For statements that only look something up.
 const QUICK: Duration = Duration::from_secs(10);
+/// What makes the publications of captured tables.
+pub const REMAKE: &str = "postrider migrate";
 /// Added to a time-out of the server's, so that its own comes first, with its own words.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -43,8 +50,10 @@ pub struct Taken {
     pub made: bool,
     /// Goes into positions (see [`crate::event::Position`]).
     pub source_epoch: u32,
-    /// What the publication is made of.
+    /// What the publications are made of.
     pub publication: String,
+    /// Those of captured tables are read too. `None`: they are older than what the slot still has to send, or nothing is captured.
+    pub captures: Option<[String; 2]>,
     /// The newest heartbeat that may have been acknowledged: the first one may be at most one more (D10).
     pub recorded_heartbeat_no: Option<HeartbeatNo>,
     /// The last one that was written.
@@ -58,6 +67,12 @@ pub struct Taken {
 impl Taken {
     pub fn source(&self) -> Source<'_> {
         Source { timeline: self.identity.timeline, epoch: self.source_epoch, publication: &self.publication }
+    }
+
+    /// For START_REPLICATION.
+    pub fn publications<'a>(&'a self, config: &'a Config) -> Vec<&'a str> {
+        let captures = self.captures.iter().flatten().map(String::as_str);
+        std::iter::once(config.publication.as_str()).chain(captures).collect()
     }
 }
 
@@ -91,6 +106,13 @@ pub enum SlotError {
     NotMigrated,
     #[error("publication {publication} does not exist: as the owner of the tables run `{statement}`")]
     PublicationMissing { publication: String, statement: String },
+    /// While the slot was never read with it nothing can have been missed.
+    #[error(
+        "publication {publication} (captured tables) does not exist: as the owner of the tables run `postrider migrate`"
+    )]
+    CaptureMissing { publication: String },
+    #[error("captured tables are carried from now on: starting again with their publications")]
+    CaptureReady,
     #[error("publication {publication} does not publish {what}: run `{statement}`")]
     PublicationIncomplete { publication: String, what: String, statement: String },
     #[error("slot {slot} is not made yet: {obstacle}")]
@@ -144,16 +166,23 @@ pub async fn take(
     if let Some(left) = halts::load(sql, &config.slot).await?.filter(|left| left.decided_by_a_person) {
         return Err(Halt::left(&config.slot, &left).into());
     }
-    let publication = check_publication(sql, config).await;
-    if let Some(halt) = missed(config, &scene, &publication) {
+    let recorded = scene.record.as_ref().and_then(|record| record.publication_state.as_deref());
+    let seen = check_publication(sql, config, recorded).await;
+    if let Some(halt) = missed(config, &scene, &seen) {
         return Err(halt.into());
     }
-    let publication = publication?;
+    let seen = seen?;
+    if config.source.has_tables() && scene.slot.is_some() && seen.captures(config).is_none() {
+        tracing::warn!(
+            slot = config.slot,
+            "changes of captured tables are not carried yet: their publications are younger than what the slot has still to send"
+        );
+    }
     let Scene { identity, slot, record, .. } = scene;
     let (Some(record), Some(slot)) = (record, slot) else {
         return match before.missing_topology {
             Some(obstacle) => Err(SlotError::NotYet { slot: config.slot.clone(), obstacle }),
-            None => create(sql, replication, config, identity, publication).await,
+            None => create(sql, replication, config, identity, seen).await,
         };
     };
     let mut source_epoch = record.source_epoch;
@@ -175,7 +204,8 @@ pub async fn take(
         confirmed: slot.confirmed,
         made: false,
         source_epoch,
-        publication,
+        publication: seen.state(),
+        captures: seen.captures(config),
         recorded_heartbeat_no: record
             .recorded_heartbeat_no
             .max(known.as_ref().and_then(|known| known.recorded_heartbeat_no)),
@@ -223,12 +253,13 @@ pub async fn flushed(sql: &Client) -> Result<Lsn, tokio_postgres::Error> {
 
 /// Whether rows have passed unseen because the publication is not what it was when the slot was taken first (D9).
 pub async fn missed_publication(sql: &Client, config: &Config, scene: &Scene) -> Result<Option<Halt>, SlotError> {
-    Ok(missed(config, scene, &check_publication(sql, config).await))
+    let recorded = scene.record.as_ref().and_then(|record| record.publication_state.as_deref());
+    Ok(missed(config, scene, &check_publication(sql, config, recorded).await))
 }
 
 /// A publication that is not what it was when the slot was taken first: rows have passed unseen, or will. Before that nothing can have been
 /// missed.
-fn missed(config: &Config, scene: &Scene, found: &Result<String, SlotError>) -> Option<Halt> {
+fn missed(config: &Config, scene: &Scene, found: &Result<Published, SlotError>) -> Option<Halt> {
     let record = scene.record.as_ref().filter(|record| record.phase == Phase::Ready)?;
     let changed = |observed: String, remedy: Option<&String>| Cause::PublicationChanged {
         publication: config.publication.clone(),
@@ -237,13 +268,17 @@ fn missed(config: &Config, scene: &Scene, found: &Result<String, SlotError>) -> 
         remedy: remedy.cloned(),
     };
     let cause = match found {
-        Ok(observed) if record.publication_state.as_ref().is_none_or(|recorded| recorded == observed) => return None,
-        Ok(observed) => changed(observed.clone(), None),
+        Ok(seen) => changed(seen.change.clone()?, None),
         Err(SlotError::PublicationMissing { publication, statement }) => {
             Cause::PublicationMissing { publication: publication.clone(), remedy: statement.clone() }
         }
         Err(SlotError::PublicationIncomplete { what, statement, .. }) => {
             changed(format!("without {what}"), Some(statement))
+        }
+        Err(SlotError::CaptureMissing { publication }) => {
+            let (_, recorded) = Captured::split(record.publication_state.as_deref()?);
+            recorded.is_some().then_some(())?;
+            Cause::PublicationMissing { publication: publication.clone(), remedy: REMAKE.to_owned() }
         }
         Err(_) => return None,
     };
@@ -301,56 +336,16 @@ fn lsn(text: String) -> Lsn {
     text.parse().unwrap_or(Lsn::ZERO)
 }
 
-/// Without the publication (or with one that lost a table) events would pass the slot unseen: PostgreSQL 18 only warns. What it is made of.
-pub async fn check_publication(sql: &Client, config: &Config) -> Result<String, SlotError> {
-    let outbox = &config.outbox;
-    let row = sql
-        .query_one(
-            include_str!("../../sql/queries/publication.sql"),
-            &[&config.publication, &outbox.schema, &outbox.table],
-        )
-        .await?;
-    let publication = config.publication.clone();
-    let (name, table) = (quote_ident(&publication), quote_table(config));
-    if !row.get::<_, bool>("found") {
-        return Err(SlotError::PublicationMissing { publication, statement: create_publication(config) });
-    }
-    let incomplete =
-        |what: String, statement: String| Err(SlotError::PublicationIncomplete { publication, what, statement });
-    if !row.get::<_, bool>("inserts") {
-        incomplete("inserts".to_owned(), format!("alter publication {name} set (publish = 'insert')"))
-    } else if !row.get::<_, bool>("outbox") {
-        incomplete(format!("table {table}"), format!("alter publication {name} add table {table}"))
-    } else if !row.get::<_, bool>("heartbeat") {
-        let what = "table postrider.heartbeat".to_owned();
-        incomplete(what, format!("alter publication {name} add table postrider.heartbeat"))
-    } else if row.get::<_, bool>("leaves_out_rows") {
-        incomplete(
-            format!("all rows of {table}"),
-            format!("alter publication {name} set table {table}, postrider.heartbeat, postrider.resend"),
-        )
-    } else {
-        Ok(row.get("state"))
-    }
-}
-
-/// The statement that makes the publication as the migrations do.
-pub fn create_publication(config: &Config) -> String {
-    let (name, table) = (quote_ident(&config.publication), quote_table(config));
-    format!(
-        "create publication {name} for table {table}, postrider.heartbeat, postrider.resend with (publish = 'insert', publish_via_partition_root = true)"
-    )
-}
-
 /// First start: record the intent, make the slot, count what was there before, begin the slot's life.
 async fn create(
     sql: &mut Client,
     replication: &mut ReplicationConnection,
     config: &Config,
     identity: ServerIdentity,
-    publication: String,
+    seen: Published,
 ) -> Result<Taken, SlotError> {
     let slot = &config.slot;
+    let seen = seen.for_new_slot(sql, config).await?;
     state::announce_slot(sql, slot, &config.publication, &identity).await?;
     replication.query(&format!("set lock_timeout = {}", SLOT_LOCK_TIMEOUT.as_millis()), QUICK).await?;
     // In this transaction the slot's snapshot is ours: what it sees is exactly what was committed before the slot.
@@ -390,7 +385,8 @@ async fn create(
         confirmed,
         made: true,
         source_epoch: record.source_epoch,
-        publication,
+        publication: seen.state(),
+        captures: seen.captures(config),
         recorded_heartbeat_no: None,
         heartbeat_no: record.heartbeat_no,
         born: record.born.unwrap_or_default(),

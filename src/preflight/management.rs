@@ -93,6 +93,7 @@ fn only_key(config: &Config, route: &RouteRule) -> Option<String> {
             op: free,
             schema: &config.outbox.schema,
             table: &config.outbox.table,
+            topic: free,
         }))
     };
     key("one").filter(|one| key("two").as_ref() == Some(one))

@@ -5,7 +5,7 @@ use std::time::Duration;
 use secrecy::ExposeSecret;
 use tokio_postgres::{Client, Row};
 
-use super::{Finding, publication, surroundings};
+use super::{Finding, publication, surroundings, tables};
 use crate::config::Config;
 use crate::migrate;
 use crate::postgres::sql::{Sql, SqlError};
@@ -50,9 +50,13 @@ async fn ask(config: &Config, target: &Target, client: &Client, findings: &mut V
     let migrated = migrations(config, client, findings).await?;
     findings.push(outbox(config, client).await?);
     findings.push(publication::check(config, client, migrated).await?);
+    tables::check(config, client, findings).await?;
     if migrated {
         let role: String = server.try_get("role")?;
         publication::privileges(config, client, &role, findings).await?;
+        if config.source.emit {
+            findings.push(emit(client).await?);
+        }
     }
     findings.push(slot_state(config, client, slot.as_ref(), migrated).await?);
     Ok(())
@@ -248,6 +252,17 @@ async fn outbox(config: &Config, client: &Client) -> Result<Finding, SqlError> {
         Finding::fail(CHECK, format!("{name} has no column {}", missing.join(", ")))
             .say("name the columns that it has in [outbox.columns]")
     })
+}
+
+/// Who may write events without a table.
+async fn emit(client: &Client) -> Result<Finding, SqlError> {
+    const CHECK: &str = "postgres.emit";
+    let missing = migrate::missing_emit_rights(client).await?;
+    if missing.is_empty() {
+        return Ok(Finding::ok(CHECK, "events are emitted by those alone who were granted it"));
+    }
+    let what = "source.emit is on, and whoever can connect to this database can emit events";
+    Ok(missing.into_iter().fold(Finding::warn(CHECK, what), Finding::sql))
 }
 
 async fn slot_state(config: &Config, client: &Client, slot: Option<&Row>, migrated: bool) -> Result<Finding, SqlError> {
