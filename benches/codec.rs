@@ -53,6 +53,7 @@ fn route(format: Format) -> RouteRule {
         name: "default".to_owned(),
         aggregatetype: "*".to_owned(),
         kind: "*".to_owned(),
+        table: None,
         exchange: "events".to_owned(),
         routing_key: "{aggregatetype}.{type}".to_owned(),
         format,

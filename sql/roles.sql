@@ -51,6 +51,7 @@ grant select, insert, update, delete on postrider.halts to {{role}};
 grant select, insert, delete on postrider.heartbeat to {{role}};
 grant select, insert, update, delete on postrider.dead_letters to {{role}};
 grant select, insert on postrider.dead_letter_chunks to {{role}};
+grant select, insert, update on postrider.snapshots to {{role}};
 
 -- Looking after the dead letters: postrider dlq, with the relay's own role. Another role that is to look after them, without
 -- being able to read what is in them, needs usage on the schema and the following without dead_letter_body.
@@ -67,6 +68,9 @@ grant select, insert, delete on postrider.resend to {{role}};
 -- themselves come from the write-ahead log. The relay runs without these two, and says what it could not count; repair needs them.
 grant usage on schema {{outbox_schema}} to {{role}};
 grant select on {{outbox}} to {{role}};
+
+-- Captured tables (source.tables): nothing. Their changes come from the write-ahead log too. Only a snapshot reads them: where
+-- source.snapshot is "initial", grants of select follow below.
 
 commit;
 

@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use postrider::cli::{self, Cli, Command, adopt, check, dlq, repair, run, status, tail, uninstall};
+use postrider::cli::{
+    self, Cli, Command, adopt, check, dlq, import_debezium, repair, run, snapshot, status, tail, uninstall,
+};
 use postrider::config::Config;
 use postrider::logging;
 
@@ -41,8 +43,10 @@ async fn command(command: Command, config: Config) -> ExitCode {
         Command::Run => Box::pin(run::run(config)).await.map(|()| ExitCode::SUCCESS).map_err(Into::into),
         Command::Migrate(args) => cli::migrate(&args, &config).await,
         Command::Check(args) => check::run(&args, &config).await.map_err(Into::into),
+        Command::Snapshot(args) => snapshot::run(&args, &config).await.map_err(Into::into),
         Command::Dlq(args) => dlq::run(&args, &config).await.map_err(Into::into),
         Command::Adopt(args) => adopt::run(&args, &config).await.map_err(Into::into),
+        Command::ImportDebezium(args) => Box::pin(import_debezium::run(&args, &config)).await.map_err(Into::into),
         Command::Repair(args) => repair::run(&args, &config).await.map_err(Into::into),
         Command::Uninstall(args) => uninstall::run(&args, &config).await.map_err(Into::into),
         Command::Status(args) => status::run(&args, &config).await.map_err(Into::into),

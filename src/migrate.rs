@@ -2,10 +2,13 @@
 //!
 //! What is printed is what is applied, statement by statement: every check and every decision is in the SQL.
 
+pub(crate) mod capture;
+
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, IsolationLevel, Transaction};
 
-use crate::config::{Config, Outbox};
+use crate::config::{Config, Outbox, Source};
+use crate::postgres::identity;
 use crate::postgres::quote::{fill, outbox_values, quote_ident, quote_literal};
 
 /// One pair of files in `sql/`.
@@ -17,7 +20,7 @@ struct Migration {
 }
 
 /// All of them, in order.
-const MIGRATIONS: [Migration; 7] = [
+const MIGRATIONS: [Migration; 9] = [
     Migration {
         version: 1,
         name: "bookkeeping",
@@ -60,30 +63,55 @@ const MIGRATIONS: [Migration; 7] = [
         up: include_str!("../sql/0007_continuity.up.sql"),
         down: include_str!("../sql/0007_continuity.down.sql"),
     },
+    Migration {
+        version: 8,
+        name: "capture",
+        up: include_str!("../sql/0008_capture.up.sql"),
+        down: include_str!("../sql/0008_capture.down.sql"),
+    },
+    Migration {
+        version: 9,
+        name: "snapshots",
+        up: include_str!("../sql/0009_snapshots.up.sql"),
+        down: include_str!("../sql/0009_snapshots.down.sql"),
+    },
 ];
 
 /// The version that this program works with.
-pub const LATEST: i32 = 7;
+pub const LATEST: i32 = 9;
 
 const SETTLE: &str = include_str!("../sql/settle.sql");
 const ROLES: &str = include_str!("../sql/roles.sql");
+const EMIT_RIGHTS: &str = include_str!("../sql/emit_rights.sql");
 
 /// What a database is migrated for: the part of the configuration that its objects are named after.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     pub outbox: Outbox,
     pub publication: String,
+    /// The tables that are captured.
+    pub source: Source,
     /// The slot that keeps `--down` from going on while it exists.
     pub slot: String,
 }
 
 impl From<&Config> for Target {
     fn from(config: &Config) -> Self {
-        Target { outbox: config.outbox.clone(), publication: config.publication.clone(), slot: config.slot.clone() }
+        Target {
+            outbox: config.outbox.clone(),
+            publication: config.publication.clone(),
+            source: config.source.clone(),
+            slot: config.slot.clone(),
+        }
     }
 }
 
 impl Target {
+    /// The names of the publications of captured tables, whether anything is captured or not.
+    pub fn captures(&self) -> Vec<String> {
+        identity::names(&self.source, &self.publication).to_vec()
+    }
+
     fn values(&self, drop_data: bool) -> Vec<(&'static str, String)> {
         let mut values = outbox_values(&self.outbox);
         values.push(("publication", quote_ident(&self.publication)));
@@ -128,6 +156,10 @@ pub enum MigrateError {
          change the configuration, or take the migrations back with the old one (postrider migrate --down) and apply them again"
     )]
     OtherTarget { setting: &'static str, database: String, configured: String },
+    #[error("{problem}. {hint}")]
+    Capture { problem: String, hint: String },
+    #[error("the captured tables change faster than they can be published: run it again")]
+    Unsettled,
 }
 
 impl From<tokio_postgres::Error> for MigrateError {
@@ -154,10 +186,20 @@ impl From<tokio_postgres::Error> for MigrateError {
     }
 }
 
-/// Brings the database to [`LATEST`]. Safe when two start at once and when run again.
+/// Brings the database to [`LATEST`], and the publications of captured tables to what the configuration says. Safe when two start at once
+/// and when run again.
 pub async fn up(client: &mut Client, target: &Target) -> Result<Outcome, MigrateError> {
+    Ok(up_saying(client, target).await?.0)
+}
+
+/// The same, and what is to be said of the captured tables.
+pub async fn up_saying(client: &mut Client, target: &Target) -> Result<(Outcome, Vec<String>), MigrateError> {
     let transaction = begin(client).await?;
-    let outcome = apply(&transaction, target).await;
+    let outcome = async {
+        let outcome = apply(&transaction, target).await?;
+        Ok((outcome, capture::apply(&transaction, target).await?))
+    };
+    let outcome = outcome.await;
     finish(transaction, outcome).await
 }
 
@@ -190,6 +232,7 @@ async fn take_back(transaction: &Transaction<'_>, target: &Target, drop_data: bo
         return Ok(Outcome::NothingToDo { version: 0 });
     }
     let values = target.values(drop_data);
+    transaction.batch_execute(&capture::removal(target)).await?;
     for migration in MIGRATIONS.iter().rev().filter(|migration| migration.version <= from) {
         transaction.batch_execute(&fill(migration.down, &values)).await?;
     }
@@ -209,7 +252,7 @@ pub async fn version(client: &Client) -> Result<i32, tokio_postgres::Error> {
 pub fn up_script(target: &Target) -> String {
     let values = target.values(false);
     let body: String = MIGRATIONS.iter().map(|migration| render_up(migration, &values)).collect();
-    script("apply the migrations", &body)
+    script("apply the migrations", &format!("{body}{}", capture::script(target)))
 }
 
 /// The SQL of [`down`].
@@ -217,7 +260,7 @@ pub fn down_script(target: &Target, drop_data: bool) -> String {
     let values = target.values(drop_data);
     let body: String =
         MIGRATIONS.iter().rev().map(|migration| format!("\n{}", fill(migration.down, &values))).collect();
-    script("take the migrations back", &body)
+    script("take the migrations back", &format!("\n{}{body}", capture::removal(target)))
 }
 
 /// The SQL that makes the relay's role and grants it what it needs. It can be run again.
@@ -225,7 +268,25 @@ pub fn roles_script(target: &Target, role: &str) -> String {
     let mut values = target.values(false);
     values.push(("role", quote_ident(role)));
     values.push(("role_text", quote_literal(role)));
-    fill(ROLES, &values)
+    format!("{}{}", fill(ROLES, &values), capture::grants(target, role))
+}
+
+/// The SQL that takes from PUBLIC the right to emit events: for an administrator, and for a relay that has `source.emit`.
+pub fn emit_rights_script() -> &'static str {
+    EMIT_RIGHTS
+}
+
+/// Statements of [`emit_rights_script`] that this server still lacks, without semicolons.
+pub async fn missing_emit_rights(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
+    let forms = client.query(include_str!("../sql/queries/emit_rights.sql"), &[]).await?;
+    let (mut revokes, mut keeps) = (Vec::new(), Vec::new());
+    for form in forms {
+        revokes.push(form.try_get("revoke")?);
+        keeps.push(form.try_get("keep")?);
+    }
+    // The owner first: it must not lose the right meanwhile.
+    keeps.append(&mut revokes);
+    Ok(keeps)
 }
 
 async fn begin(client: &mut Client) -> Result<Transaction<'_>, MigrateError> {
@@ -236,7 +297,7 @@ async fn begin(client: &mut Client) -> Result<Transaction<'_>, MigrateError> {
 }
 
 /// Ends the transaction before the outcome is told, so that its locks are gone by then.
-async fn finish(transaction: Transaction<'_>, outcome: Result<Outcome, MigrateError>) -> Result<Outcome, MigrateError> {
+async fn finish<T>(transaction: Transaction<'_>, outcome: Result<T, MigrateError>) -> Result<T, MigrateError> {
     match &outcome {
         Ok(_) => transaction.commit().await?,
         // What failed first is what to tell. A rollback that fails too means that the connection is gone, and the locks.
@@ -289,20 +350,22 @@ fn script(purpose: &str, body: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Columns;
+    use crate::config::{Columns, Snapshot};
 
     fn target() -> Target {
         Target {
             outbox: Outbox { schema: "public".into(), table: "outbox".into(), columns: Columns::default() },
             publication: "postrider".into(),
+            source: Source { tables: vec!["public.*".into()], snapshot: Snapshot::Initial, ..Source::default() },
             slot: "postrider".into(),
         }
     }
 
     #[test]
-    fn versions_count_from_one_without_gaps() {
+    fn versions_ascend() {
         let versions: Vec<i32> = MIGRATIONS.iter().map(|migration| migration.version).collect();
-        assert_eq!(versions, (1..=LATEST).collect::<Vec<_>>());
+        assert!(versions.is_sorted_by(|one, other| one < other), "{versions:?}");
+        assert_eq!((versions.first(), versions.last()), (Some(&1), Some(&LATEST)));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! runtime, because the replication stream pauses that thread to let data pile up (see [`crate::postgres::replication`]).
 
 mod carrier;
+mod snapshots;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,13 +15,16 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use carrier::Carrier;
+use snapshots::Snapshots;
 
-use crate::config::Config;
 use crate::config::load::SecretError;
+use crate::config::{Config, SecretSource};
 use crate::dead_letters::DeadLetter;
 use crate::dead_letters::desk::{Answer, Registry};
 use crate::error;
 use crate::event::Ticket;
+use crate::event::captured::ColumnRules;
+use crate::event::change::{ChangeBuilder, Origin};
 use crate::event::outbox::EventBuilder;
 use crate::event::route::{RouteError, Router};
 use crate::metrics::Metrics;
@@ -29,6 +33,7 @@ use crate::pipeline::{Pipeline, PipelineError};
 use crate::postgres::error::ConnectError;
 use crate::postgres::halt::Halt;
 use crate::postgres::halts;
+use crate::postgres::identity;
 use crate::postgres::replication::{ReplicationConnection, ReplicationError, ReplicationStream};
 use crate::postgres::slot::{self, Before, SlotError, Taken};
 use crate::postgres::sql::{self, Sql, SqlError};
@@ -140,7 +145,7 @@ impl Session {
     /// is where the publisher has the dead letters written.
     pub async fn run(self, registry: Registry) -> Ended {
         let mut began = None;
-        let result = self.run_until_it_ends(registry, &mut began).await;
+        let result = Box::pin(self.run_until_it_ends(registry, &mut began)).await;
         Ended { carried: began.map(|began| began.elapsed()), result }
     }
 
@@ -193,7 +198,7 @@ impl Session {
         let watched = Watched { witness: self.witness.clone(), publication: taken.publication.clone() };
         let writer = StateWriter::start(sql, Arc::clone(&self.config), watched, epoch, registry);
         let (config, witness) = (Arc::clone(&self.config), self.witness.clone());
-        let result = self.carry(stream, &taken, writer, ended).await;
+        let result = Box::pin(self.carry(stream, &taken, epoch, writer, ended)).await;
         metrics.session_up.set(0);
         metrics.set_role(Role::Standby);
         status.update(|status| {
@@ -242,7 +247,8 @@ impl Session {
         }
         let before = Before { witness: &self.witness, missing_topology: self.missing_topology.take() };
         let taken = slot::take(sql.client_mut(), &mut replication, &self.config, before).await?;
-        let stream = replication.start(&self.config.slot, &[&self.config.publication], START).await?;
+        let messages = self.config.source.streams_messages();
+        let stream = replication.start(&self.config.slot, &taken.publications(&self.config), messages, START).await?;
         let (epoch, letters) = state::take_over(sql.client_mut(), &self.config.slot, taken.source()).await?;
         halts::forget(sql.client(), &self.config.slot).await?;
         self.witness.begin(Known::of(&self.config.slot, &taken, epoch));
@@ -258,26 +264,43 @@ impl Session {
         mut self,
         stream: ReplicationStream,
         taken: &Taken,
+        epoch: i64,
         writer: StateWriter,
         mut ended: sql::Ended,
     ) -> Result<(), SessionError> {
         let database = &taken.identity.database;
-        let builder = EventBuilder::new(
-            self.config.name.as_deref().unwrap_or(database),
+        let name = self.config.name.as_deref().unwrap_or(database);
+        let router = Arc::new(Router::new(&self.config.routes)?);
+        let max_message_bytes = self.config.limits.max_message_bytes;
+        let builder =
+            EventBuilder::new(name, database, Arc::clone(&router), &self.config.allowed_headers, max_message_bytes)
+                .with_debezium(&self.config.debezium);
+        let salt = self.config.redaction_salt.as_ref().map(SecretSource::read).transpose()?;
+        let salt = salt.as_ref().map_or("", |salt| salt.expose_secret());
+        let changes = ChangeBuilder::new(
+            name,
             database,
-            Router::new(&self.config.routes)?,
-            &self.config.allowed_headers,
-            self.config.limits.max_message_bytes,
+            Origin { system_identifier: taken.identity.system_identifier, database_oid: taken.identity.database_oid },
+            router,
+            ColumnRules::new(&self.config.source.columns, salt.as_bytes()),
+            &self.config.debezium,
+            &self.config.source.skip,
+            max_message_bytes,
         );
-        let pipeline = Pipeline::new(
+        let mut pipeline = Pipeline::new(
             self.number,
             taken.confirmed,
             taken.source_epoch,
             &self.config.slot,
             &self.config.outbox,
+            &self.config.source,
             Continuity::new(taken.recorded_heartbeat_no, taken.heartbeat_no, taken.born),
             builder,
+            changes,
         );
+        if self.config.source.emit {
+            pipeline.take_emitted();
+        }
         let mut carrier = Carrier {
             began: Instant::now(),
             acknowledged: taken.confirmed,
@@ -303,8 +326,12 @@ impl Session {
             remedy: slot::create_publication(&self.config),
             proven: taken.confirmed,
             looking: None,
+            captures: taken.captures.clone(),
+            identities: identity::Watch::new(&self.config),
             unwitnessed: false,
+            undescribed: None,
             passed_heartbeat: None,
+            snapshots: Snapshots::new(&self.config, &self.metrics, epoch, taken.captures.is_some()),
         };
         let mut feedback = interval(FEEDBACK);
         feedback.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -343,7 +370,14 @@ impl Session {
                         finished = carrier.finish() => finished.and(Err(SessionError::PublisherEnded)),
                     },
                 },
-                written = carrier.writer.written() => carrier.on_written(written).await?,
+                written = carrier.writer.written() => {
+                    let waited = carrier.undescribed.is_some();
+                    carrier.on_written(written).await?;
+                    if waited && carrier.undescribed.is_none() {
+                        deaf_until = Instant::now();
+                    }
+                }
+                said = carrier.snapshots.said() => carrier.on_snapshot(said),
                 _ = feedback.tick() => carrier.feedback(false).await?,
                 _ = ping.tick() => carrier.feedback(true).await?,
                 _ = self.stop.wait_for(|stop| *stop), if reading => {
@@ -363,7 +397,16 @@ impl Session {
                     room = Some(reserved.ok_or(SessionError::PublisherEnded)?);
                     deaf_until = Instant::now();
                 }
-                read = carrier.stream.next_batch(&mut frames, READ_BYTES), if room.is_some() => {
+                // What was left behind a table that had to be looked up.
+                () = std::future::ready(()), if room.is_some() && !frames.is_empty() && carrier.undescribed.is_none() => {
+                    let events = carrier.take(&mut frames).await?;
+                    if !events.is_empty() && let Some(permit) = room.take() {
+                        batches = Some(permit.send(Batch { events }));
+                    }
+                    carrier.note_progress();
+                    deaf_until = Instant::now();
+                }
+                read = carrier.stream.next_batch(&mut frames, READ_BYTES), if room.is_some() && frames.is_empty() && carrier.undescribed.is_none() => {
                     read.map_err(|error| carrier.stream_ended(error))?;
                     let events = carrier.take(&mut frames).await?;
                     if !events.is_empty() && let Some(permit) = room.take() {
@@ -371,7 +414,7 @@ impl Session {
                     }
                     carrier.note_progress();
                 }
-                () = sleep_until(Some(silent_at)), if room.is_some() => {
+                () = sleep_until(Some(silent_at)), if room.is_some() && carrier.undescribed.is_none() => {
                     let silence = ReplicationError::Timeout { what: "a sign of life", seconds: SILENCE.as_secs() };
                     return Err(silence.into());
                 }

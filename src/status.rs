@@ -21,6 +21,9 @@ pub struct Snapshot {
     pub role: Role,
     pub slot: String,
     pub publication: String,
+    /// What was found wrong with captured tables when they were looked at last, and what to do.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub table_troubles: Vec<String>,
     /// The replication stream is open and this relay holds the slot.
     pub session_up: bool,
     /// Another relay holds the slot; this one waits with both servers at hand, and takes over when it is gone.

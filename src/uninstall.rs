@@ -20,6 +20,8 @@ pub struct Survey {
     /// Replication connections of relays of this slot, whether they carry or stand by.
     pub relay_pids: Vec<i32>,
     pub publication: Publication,
+    /// The publications of captured tables that are there, and whether migrate has made them. The others stay.
+    pub captures: Vec<(String, bool)>,
     /// The tables are there.
     pub migrated: bool,
     /// The slot has a record in postrider.progress.
@@ -28,6 +30,8 @@ pub struct Survey {
     pub other_slots: Vec<String>,
     /// Of this slot, and of all; `None` if the database has no such table.
     pub dead_letters: Option<(i64, i64)>,
+    /// Tables that `postrider.capture` writes events for.
+    pub captured: Vec<String>,
     /// Rows of the outbox that are not surely delivered; `None` if it could not be counted.
     pub undelivered: Option<i64>,
 }
@@ -141,6 +145,11 @@ pub async fn survey(client: &Client, config: &Config, application_name: &str) ->
         }
         false => None,
     };
+    let target = Target::from(config);
+    let captures = client
+        .query_typed(include_str!("../sql/queries/uninstall_captures.sql"), &[(&target.captures(), Type::TEXT_ARRAY)])
+        .await
+        .map_err(during(DOING))?;
     // The view may have been dropped for a change of the table, and the table may be too large to be counted in time.
     let undelivered = match migrated {
         true => client.query_one(include_str!("../sql/queries/uninstall_undelivered.sql"), &[]).await.ok(),
@@ -151,10 +160,12 @@ pub async fn survey(client: &Client, config: &Config, application_name: &str) ->
         slot: slot_of(&row, recorded),
         relay_pids: row.get("relay_pids"),
         publication: publication_of(&row, record.as_ref()),
+        captures: captures.iter().map(|row| (row.get("name"), row.get("made"))).collect(),
         migrated,
         recorded,
         other_slots: record.map_or_else(Vec::new, |record| record.get("other_slots")),
         dead_letters,
+        captured: row.get("captured"),
         undelivered: undelivered.map(|row| row.get("count")),
     })
 }
@@ -192,7 +203,13 @@ impl Survey {
     /// Whether nothing of this slot is left.
     pub fn is_done(&self, drop_data: bool) -> bool {
         let slot_gone = matches!(self.slot, Slot::Absent | Slot::Foreign { .. }) && !self.recorded;
-        slot_gone && !self.publication_changes() && !(drop_data && self.migrated)
+        slot_gone && !self.publication_changes() && self.dropped_captures().is_empty() && !(drop_data && self.migrated)
+    }
+
+    /// The publications of captured tables that go. Where relays of other slots are they may read them.
+    pub fn dropped_captures(&self) -> Vec<&str> {
+        let made = self.captures.iter().filter(|(_, made)| *made && self.other_slots.is_empty());
+        made.map(|(name, _)| name.as_str()).collect()
     }
 
     fn publication_changes(&self) -> bool {
@@ -263,6 +280,11 @@ pub async fn remove(
             .batch_execute(&statement)
             .await
             .map_err(|error| denied(error, "change the publication", "run it as the owner of the publication"))?;
+    }
+    if !survey.dropped_captures().is_empty() {
+        client.batch_execute(&migrate::capture::removal(&Target::from(config))).await.map_err(|error| {
+            denied(error, "drop the publications of captured tables", "run it as the owner of the publications")
+        })?;
     }
     if drop_data && survey.migrated {
         migrate::down(client, &Target::from(config), true).await?;

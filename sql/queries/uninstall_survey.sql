@@ -17,6 +17,13 @@ select
     pg_catalog.pg_wal_lsn_diff(wal.position, slot.confirmed_flush_lsn)::bigint as lag_bytes,
     pg_catalog.pg_wal_lsn_diff(wal.position, slot.restart_lsn)::bigint as retained_bytes,
     exists (select from pg_catalog.pg_publication where pubname = $2::text) as publication_found,
+    -- Tables whose changes a trigger goes on writing into the outbox.
+    array(
+        select trigger.tgrelid::pg_catalog.regclass::text
+        from pg_catalog.pg_trigger as trigger
+        where trigger.tgname = 'postrider_capture' and trigger.tgparentid = 0
+        order by 1
+    ) as captured,
     -- A relay that stands by has a replication connection too. Who it is, is shown to every role.
     array(
         select sender.pid from pg_catalog.pg_stat_replication as sender where sender.application_name = $3::text order by sender.pid

@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 
 use crate::config::Config;
-use crate::migrate::{self, MigrateError, Outcome, Target};
+use crate::migrate::{self, MigrateError, Target};
 
 /// Prepare the database, or print the SQL that does.
 #[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
@@ -30,7 +30,10 @@ impl MigrateArgs {
     pub fn script(&self, config: &Config) -> Option<String> {
         let target = Target::from(config);
         match self {
-            MigrateArgs { print_roles: true, role, .. } => Some(migrate::roles_script(&target, role)),
+            MigrateArgs { print_roles: true, role, .. } => {
+                let emit = if config.source.emit { migrate::emit_rights_script() } else { "" };
+                Some(migrate::roles_script(&target, role) + emit)
+            }
             MigrateArgs { print: true, down: true, drop_data, .. } => Some(migrate::down_script(&target, *drop_data)),
             MigrateArgs { print: true, .. } => Some(migrate::up_script(&target)),
             _ => None,
@@ -38,8 +41,20 @@ impl MigrateArgs {
     }
 }
 
-/// Applies the migrations, or takes them back. Call it where [`MigrateArgs::script`] gives nothing; print the outcome.
-pub async fn run(args: &MigrateArgs, config: &Config, client: &mut Client) -> Result<Outcome, MigrateError> {
+/// Applies the migrations, or takes them back. Call it where [`MigrateArgs::script`] gives nothing; print what it says.
+pub async fn run(args: &MigrateArgs, config: &Config, client: &mut Client) -> Result<String, MigrateError> {
     let target = Target::from(config);
-    if args.down { migrate::down(client, &target, args.drop_data).await } else { migrate::up(client, &target).await }
+    if args.down {
+        return Ok(format!("{}\n", migrate::down(client, &target, args.drop_data).await?));
+    }
+    let (outcome, said) = migrate::up_saying(client, &target).await?;
+    let said: String = said.iter().map(|line| format!("* {line}\n")).collect();
+    let missing = if config.source.emit { migrate::missing_emit_rights(client).await? } else { Vec::new() };
+    if missing.is_empty() {
+        return Ok(format!("{outcome}\n{said}"));
+    }
+    Ok(format!(
+        "{outcome}\n{said}\nsource.emit is on, and whoever can connect to this database can emit events until an administrator has run:\n\n{};\n",
+        missing.join(";\n")
+    ))
 }

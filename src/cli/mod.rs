@@ -3,10 +3,12 @@
 pub mod adopt;
 pub mod check;
 pub mod dlq;
+pub mod import_debezium;
 mod message;
 pub mod migrate;
 pub mod repair;
 pub mod run;
+pub mod snapshot;
 pub mod status;
 pub mod tail;
 mod text;
@@ -59,6 +61,10 @@ pub enum Command {
     Dlq(Box<dlq::DlqArgs>),
     /// Get over a halt: accept what is in doubt, with a reason that is kept
     Adopt(adopt::AdoptArgs),
+    /// Make a configuration from that of Debezium Server, and take over its slot
+    ImportDebezium(import_debezium::ImportDebeziumArgs),
+    /// Read the rows that a captured table has, and publish them between its changes
+    Snapshot(snapshot::SnapshotArgs),
     /// Send again the rows of the outbox that are not surely delivered
     Repair(repair::RepairArgs),
     /// Drop the slot, then the publication: shows first what is undelivered
@@ -71,10 +77,12 @@ impl Command {
         match self {
             Command::Run | Command::Check(_) => Needs::BothServers,
             Command::Dlq(args) if args.queue.is_some() => Needs::Broker,
+            Command::Snapshot(_) => Needs::Database,
             Command::Dlq(_) | Command::Adopt(_) | Command::Repair(_) | Command::Uninstall(_) => Needs::Database,
+            Command::ImportDebezium(args) if args.adopt => Needs::Database,
             Command::Migrate(args) if !(args.print || args.print_roles) => Needs::Database,
             Command::Tail(args) if args.amqp_url.is_none() => Needs::Broker,
-            Command::Migrate(_) | Command::Status(_) | Command::Tail(_) => Needs::Nothing,
+            Command::Migrate(_) | Command::Status(_) | Command::Tail(_) | Command::ImportDebezium(_) => Needs::Nothing,
         }
     }
 }
@@ -143,7 +151,7 @@ pub async fn migrate(args: &migrate::MigrateArgs, config: &Config) -> Result<Exi
         None => {
             // The migrations have time-outs of their own; building what they build may take long.
             let mut sql = connect(config, "postrider migrate", Duration::ZERO).await?;
-            format!("{}\n", migrate::run(args, config, sql.client_mut()).await?)
+            migrate::run(args, config, sql.client_mut()).await?
         }
     };
     print(&text)?;

@@ -84,8 +84,20 @@ fn describe(survey: &Survey, config: &Config) -> String {
         Some(rows) => format!("{rows} rows of {outbox} are not known to be delivered or parked"),
         None => format!("of the rows of {outbox} it could not be said which are delivered"),
     };
+    let captures: String = survey
+        .captures
+        .iter()
+        .map(|(name, made)| {
+            let what = match (made, survey.other_slots.is_empty()) {
+                (true, true) => "made by postrider migrate for captured tables",
+                (true, false) => "other relays of this database have a slot: it stays",
+                (false, _) => "not made by postrider migrate: it stays",
+            };
+            format!("publication   {name}: {what}\n")
+        })
+        .collect();
     format!(
-        "slot          {}: {slot}\nundelivered   {undelivered}\ndead letters  {dead_letters}\npublication   {}: {}\n\n",
+        "slot          {}: {slot}\nundelivered   {undelivered}\ndead letters  {dead_letters}\npublication   {}: {}\n{captures}\n",
         config.slot,
         config.publication,
         publication(&survey.publication),
@@ -122,6 +134,7 @@ fn plan(survey: &Survey, config: &Config, drop_data: bool) -> String {
         }
         Publication::Absent | Publication::Shared | Publication::Foreign { has_ours: false } => {}
     }
+    steps.extend(survey.dropped_captures().into_iter().map(|name| format!("drop publication {name}")));
     if drop_data && survey.migrated {
         let letters = survey.dead_letters.map_or(0, |(_, all)| all);
         steps.push(format!(
@@ -129,6 +142,12 @@ fn plan(survey: &Survey, config: &Config, drop_data: bool) -> String {
         ));
     } else {
         steps.push("keep the outbox table and the schema postrider (--drop-data)".to_owned());
+        if !survey.captured.is_empty() {
+            let tables = survey.captured.join(", ");
+            steps.push(format!(
+                "keep the captures of {tables}: they go on writing into the outbox until select postrider.release(...)"
+            ));
+        }
     }
     steps.iter().map(|step| format!("* {step}\n")).collect()
 }

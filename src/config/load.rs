@@ -9,6 +9,7 @@ mod reader;
 mod rules;
 mod secret;
 mod sections;
+mod source;
 #[cfg(test)]
 mod tests;
 mod topology;

@@ -1,6 +1,7 @@
 //! Everything that can be configured, and its default. How it is read: [`load`].
 
 pub mod load;
+mod source;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -8,6 +9,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::event::{OnPoison, OnUnroutable, Ordering};
+
+pub use source::{
+    Binary, ColumnRule, Debezium, Decimals, Hstore, Intervals, OutboxRouter, Place, Placement, Redaction, Snapshot,
+    Source, Times,
+};
 
 /// The whole configuration, validated.
 #[derive(Clone, Debug)]
@@ -35,6 +41,12 @@ pub struct Config {
     /// `tracing-subscriber` filter directives.
     pub log: String,
     pub outbox: Outbox,
+    /// What is carried besides it.
+    pub source: Source,
+    /// Goes before a value whose SHA-256 is sent in its place.
+    pub redaction_salt: Option<SecretSource>,
+    /// Of the format `debezium`.
+    pub debezium: Debezium,
     /// The last one is the default route, which matches everything.
     pub routes: Vec<RouteRule>,
     /// Names of row headers (exact, or ending in `*`) that are copied to the message.
@@ -132,8 +144,11 @@ pub struct RouteRule {
     /// Exact, or with `*` for any run of characters.
     pub aggregatetype: String,
     pub kind: String,
+    /// Of changes of tables, and of nothing else: `schema.table`, with `*` for any run of characters.
+    pub table: Option<String>,
     pub exchange: String,
-    /// `{aggregatetype}`, `{aggregateid}`, `{type}`, `{version}`, `{op}`, `{schema}`, `{table}` and text; `{{` and `}}` are braces.
+    /// `{aggregatetype}`, `{aggregateid}`, `{type}`, `{version}`, `{op}`, `{schema}`, `{table}`, `{topic}` and text; `{{` and `}}`
+    /// are braces.
     pub routing_key: String,
     pub format: Format,
     pub ordering: Ordering,
@@ -149,6 +164,8 @@ pub enum Format {
     Cdc,
     /// The payload column alone.
     Payload,
+    /// What Debezium sends with schemas off.
+    Debezium,
 }
 
 /// What is declared at start, in this order.
@@ -301,6 +318,8 @@ pub struct Limits {
     /// How long a session goes on without a usable broker before it lets go of the slot's connection (rule R5).
     pub broker_patience: Duration,
     pub heartbeat_interval: Duration,
+    /// Rows of a chunk of a snapshot, at most.
+    pub snapshot_rows: usize,
     /// How long a stopping relay waits for confirms. It exits within 5 s more.
     pub drain_timeout: Duration,
     /// Between attempts of a refused event, and between probes of what fails: doubled from the first to the second.
@@ -325,6 +344,7 @@ impl Default for Limits {
             confirm_timeout: Duration::from_secs(30),
             broker_patience: Duration::from_secs(10),
             heartbeat_interval: Duration::from_secs(10),
+            snapshot_rows: 1_000,
             drain_timeout: Duration::from_secs(15),
             retry_min: Duration::from_secs(1),
             retry_max: Duration::from_secs(60),

@@ -27,10 +27,15 @@ pub(super) fn unhex(field: Field<'_>) -> Result<Vec<u8>, Poison> {
         let detail = format!("column `{}` is not in the hexadecimal form of bytea", field.column);
         Poison::new(PoisonReason::BadProperty, detail)
     };
+    bytes(field.text).ok_or_else(not_hex)
+}
+
+/// The bytes of a text that `bytea_output = hex` gives.
+pub(super) fn bytes(text: &str) -> Option<Vec<u8>> {
     let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let (pairs, odd) = field.text.strip_prefix("\\x").ok_or_else(not_hex)?.as_bytes().as_chunks::<2>();
+    let (pairs, odd) = text.strip_prefix("\\x")?.as_bytes().as_chunks::<2>();
     if !odd.is_empty() {
-        return Err(not_hex());
+        return None;
     }
-    pairs.iter().map(|[high, low]| Some(digit(high)? << 4 | digit(low)?)).collect::<Option<_>>().ok_or_else(not_hex)
+    pairs.iter().map(|[high, low]| Some(digit(high)? << 4 | digit(low)?)).collect()
 }

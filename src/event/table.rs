@@ -1,9 +1,11 @@
 //! The outbox table as the server describes it, and how a row of it is read.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::debezium::EventRouter;
 use super::{Poison, PoisonReason};
 use crate::config::Columns;
 use crate::pgoutput::message::{Relation, Tuple, Value};
@@ -17,6 +19,8 @@ pub struct OutboxTable {
     pub(super) source_fragment: Vec<u8>,
     /// Its rows are sent again: see [`Self::resent`].
     pub(super) resent: bool,
+    /// Where rows leave in the format `debezium`.
+    pub(super) router: Option<Arc<EventRouter>>,
     id: Column,
     aggregatetype: Column,
     aggregateid: Column,
@@ -132,6 +136,12 @@ impl OutboxTable {
         self
     }
 
+    /// With the router of the format `debezium`.
+    pub(super) fn routed(mut self, router: Option<EventRouter>) -> OutboxTable {
+        self.router = router.map(Arc::new);
+        self
+    }
+
     /// An optional column is used where the table has it. One that the configuration gives a name of its own must be
     /// there, so that a slip of the pen does not silently leave it out; the empty name means that it is not used.
     ///
@@ -171,6 +181,7 @@ impl OutboxTable {
             table: relation.name.clone(),
             source_fragment: super::cdc::table_fragment(&relation.namespace, &relation.name),
             resent: false,
+            router: None,
             id: required(&columns.id, "id")?,
             aggregatetype: required(&columns.aggregatetype, "aggregatetype")?,
             aggregateid: required(&columns.aggregateid, "aggregateid")?,
@@ -182,6 +193,28 @@ impl OutboxTable {
             headers,
             occurred_at: optional(&columns.occurred_at, &usual.occurred_at, "occurred_at")?,
         })
+    }
+
+    /// What a message of `postrider.emit` is to be read as: the columns of an outbox that Postrider makes.
+    pub(super) fn of_emitted(schema: &str, table: &str) -> OutboxTable {
+        let column = |index, name: &str, kind| Column { index, name: name.to_owned(), kind };
+        OutboxTable {
+            schema: schema.to_owned(),
+            table: table.to_owned(),
+            source_fragment: super::cdc::table_fragment(schema, table),
+            resent: false,
+            router: None,
+            id: column(0, "id", ColumnType::Text),
+            aggregatetype: column(1, "aggregatetype", ColumnType::Text),
+            aggregateid: column(2, "aggregateid", ColumnType::Text),
+            kind: column(3, "type", ColumnType::Text),
+            payload: column(4, "payload", ColumnType::Json),
+            before: Some(column(5, "before", ColumnType::Json)),
+            version: Some(column(6, "version", ColumnType::Integer)),
+            sequence: Some(column(7, "sequence", ColumnType::Integer)),
+            headers: Some(column(8, "headers", ColumnType::Json)),
+            occurred_at: Some(column(9, "occurred_at", ColumnType::TimestampTz)),
+        }
     }
 
     pub(super) fn identity<'a>(&'a self, row: &'a Tuple) -> Identity<'a> {
@@ -299,7 +332,7 @@ fn scalar(field: Field<'_>) -> Scalar<'_> {
 
 /// ISO 8601 for the times that have a form in it without further agreement (years 0001 to 9999); anything else, `infinity`
 /// and years BC among it, as PostgreSQL prints it.
-fn iso8601(field: Field<'_>) -> Cow<'_, str> {
+pub(super) fn iso8601(field: Field<'_>) -> Cow<'_, str> {
     let (local, zone) = match field.kind {
         ColumnType::TimestampTz => (field.text.strip_suffix("+00"), "Z"),
         ColumnType::Timestamp => (Some(field.text), ""),

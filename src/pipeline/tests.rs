@@ -1,10 +1,13 @@
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::{BufMut, BytesMut};
 
 use super::continuity::Continuity;
 use super::*;
-use crate::config::{Columns, Format, RouteRule};
+use crate::config::{Columns, Debezium, Format, RouteRule};
+use crate::event::captured::ColumnRules;
+use crate::event::change::Origin;
 use crate::event::route::Router;
 use crate::event::{OnPoison, OnUnroutable, Ordering};
 
@@ -81,6 +84,7 @@ impl Bench {
             name: "default".to_owned(),
             aggregatetype: any(),
             kind: any(),
+            table: None,
             exchange: "events".to_owned(),
             routing_key: "{aggregatetype}.{type}".to_owned(),
             format: Format::Cdc,
@@ -88,10 +92,14 @@ impl Bench {
             on_unroutable: OnUnroutable::Park,
             on_poison: OnPoison::ParkKey,
         };
-        let builder = EventBuilder::new("shop", "shop", Router::new(&[route]).unwrap(), &[], 1_000_000);
+        let router = Arc::new(Router::new(&[route]).unwrap());
+        let builder = EventBuilder::new("shop", "shop", Arc::clone(&router), &[], 1_000_000);
+        let origin = Origin { system_identifier: 1, database_oid: 2 };
+        let rules = ColumnRules::new(&[], b"");
+        let changes = ChangeBuilder::new("shop", "shop", origin, router, rules, &Debezium::default(), &[], 1_000_000);
         let outbox = Outbox { schema: "public".to_owned(), table: "outbox".to_owned(), columns: Columns::default() };
         let continuity = Continuity::new(None, 100, 0);
-        let pipeline = Pipeline::new(1, Lsn(100), 3, "mine", &outbox, continuity, builder);
+        let pipeline = Pipeline::new(1, Lsn(100), 3, "mine", &outbox, &Source::default(), continuity, builder, changes);
         let mut bench = Bench { pipeline, events: Vec::new() };
         let columns = [("id", 2950), ("aggregatetype", 25), ("aggregateid", 25), ("type", 25), ("payload", 3802)];
         bench.takes(relation(OUTBOX, "public", "outbox", &columns));
@@ -122,6 +130,73 @@ fn rows_of_a_transaction_are_numbered_over_all_its_tables() {
         .map(|event| (event.position.epoch, event.position.ordinal, event.position.commit))
         .collect();
     assert_eq!(ordinals, [(3, 0, Lsn(200)), (3, 2, Lsn(200))]);
+}
+
+fn message(transactional: bool, prefix: &str, content: &str) -> Bytes {
+    let mut bytes = BytesMut::new();
+    bytes.put_u8(b'M');
+    bytes.put_u8(transactional.into());
+    bytes.put_u64(160);
+    text(&mut bytes, prefix);
+    bytes.put_u32(u32::try_from(content.len()).unwrap());
+    bytes.put_slice(content.as_bytes());
+    bytes.freeze()
+}
+
+const EMITTED: &str = r#"{"id": "m", "aggregatetype": "order", "aggregateid": "42", "type": "Placed", "payload": {}}"#;
+
+#[test]
+fn an_emitted_message_is_an_event_among_the_rows_of_its_transaction() {
+    let mut bench = Bench::new();
+    bench.pipeline.take_emitted();
+    bench.takes(begin(200));
+    bench.event("a");
+    assert_eq!(bench.takes(message(true, "postrider", EMITTED)), Seen::Change("message"));
+    bench.takes(message(true, "somebody", EMITTED));
+    bench.takes(message(true, "postrider2", EMITTED));
+    bench.event("b");
+    let events: Vec<(&str, u32)> = bench.events.iter().map(|event| (&*event.id, event.position.ordinal)).collect();
+    assert_eq!(events, [("a", 0), ("m", 1), ("b", 4)]);
+    assert!(bench.events.iter().all(|event| event.key == bench.events[0].key && event.content.is_ok()));
+
+    assert_eq!(bench.takes(commit(200, 210)), Seen::Commit { end: Lsn(210), time: pg_epoch(), own: true });
+    let tickets: Vec<_> = bench.events.iter().map(|event| event.ticket).collect();
+    for ticket in [tickets[0], tickets[2]] {
+        bench.pipeline.progress_mut().resolve(ticket);
+    }
+    assert_eq!(bench.pipeline.progress().acknowledged(), Lsn(100), "the message is not resolved");
+    bench.pipeline.progress_mut().resolve(tickets[1]);
+    assert_eq!(bench.pipeline.progress().acknowledged(), Lsn(210));
+}
+
+#[test]
+fn a_malformed_message_is_poison_in_its_place() {
+    let mut bench = Bench::new();
+    bench.pipeline.take_emitted();
+    bench.takes(begin(200));
+    bench.takes(message(true, "postrider", "nonsense"));
+    bench.event("a");
+    assert!(bench.events[0].content.is_err() && bench.events[1].content.is_ok());
+    assert_eq!(bench.events[1].position.ordinal, 1);
+}
+
+#[test]
+fn a_message_outside_of_a_transaction_is_no_event_and_is_passed() {
+    let mut bench = Bench::new();
+    bench.pipeline.take_emitted();
+    assert_eq!(bench.takes(message(false, "postrider", EMITTED)), Seen::Change("message"));
+    assert!(bench.events.is_empty());
+    assert_eq!(bench.pipeline.progress().acknowledged(), Lsn(160));
+}
+
+#[test]
+fn messages_are_no_events_unless_they_are_wanted() {
+    let mut bench = Bench::new();
+    bench.takes(begin(200));
+    bench.takes(message(true, "postrider", EMITTED));
+    bench.event("a");
+    assert_eq!(bench.events.len(), 1);
+    assert_eq!(bench.events[0].position.ordinal, 1);
 }
 
 #[test]

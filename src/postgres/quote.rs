@@ -60,6 +60,7 @@ pub fn outbox_values(outbox: &Outbox) -> Vec<(&'static str, String)> {
     let columns = &outbox.columns;
     // A column that is configured away still stands in statements that never run.
     let or_usual = |name: &str, usual: &str| quote_ident(if name.is_empty() { usual } else { name });
+    let or_usual_text = |name: &str, usual: &str| quote_literal(if name.is_empty() { usual } else { name });
     let qualified = format!("{}.{}", quote_ident(&outbox.schema), quote_ident(&outbox.table));
     vec![
         ("outbox_text", quote_literal(&qualified)),
@@ -79,9 +80,11 @@ pub fn outbox_values(outbox: &Outbox) -> Vec<(&'static str, String)> {
         ("payload", quote_ident(&columns.payload)),
         ("payload_text", quote_literal(&columns.payload)),
         ("before", or_usual(&columns.before, "before")),
+        ("before_text", or_usual_text(&columns.before, "before")),
         ("version", or_usual(&columns.version, "version")),
         ("sequence", or_usual(&columns.sequence, "sequence")),
         ("headers", or_usual(&columns.headers, "headers")),
+        ("headers_text", or_usual_text(&columns.headers, "headers")),
         ("occurred_at", or_usual(&columns.occurred_at, "occurred_at")),
         ("xid", or_usual(&columns.xid, "xid")),
         ("xid_text", quote_literal(&columns.xid)),

@@ -175,17 +175,18 @@ impl ReplicationConnection {
         tokio::time::timeout(CANCEL, Box::pin(both)).await.ok();
     }
 
-    /// START_REPLICATION at the slot's own position. `deadline` bounds the wait for the server's consent.
+    /// START_REPLICATION at the slot's own position. `messages`: also what `pg_logical_emit_message` writes. `deadline` bounds the wait for the server's consent.
     pub async fn start(
         mut self,
         slot: &str,
         publications: &[&str],
+        messages: bool,
         deadline: Duration,
     ) -> Result<ReplicationStream, ReplicationError> {
         if !self.between_queries {
             return Err(ReplicationError::Abandoned);
         }
-        let mut command = start_command(slot, publications)?;
+        let mut command = start_command(slot, publications, messages)?;
         if faults::seeded(Bug::ResumeAtServer) {
             let position = self.query("select pg_catalog.pg_current_wal_flush_lsn()", deadline).await?;
             let position = position.into_iter().flatten().flatten().next().unwrap_or_default();
@@ -210,7 +211,7 @@ impl ReplicationConnection {
 }
 
 /// Position 0/0 is "where the slot is": a lower one would be moved up silently, a higher one would skip silently.
-fn start_command(slot: &str, publications: &[&str]) -> Result<String, ReplicationError> {
+fn start_command(slot: &str, publications: &[&str], messages: bool) -> Result<String, ReplicationError> {
     let valid = (1..=63).contains(&slot.len())
         && slot.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
     if !valid {
@@ -218,8 +219,9 @@ fn start_command(slot: &str, publications: &[&str]) -> Result<String, Replicatio
     }
     let names: Vec<String> = publications.iter().map(|name| quote_ident(name)).collect();
     let names = quote_literal(&names.join(","));
+    let messages = if messages { ", messages 'true'" } else { "" };
     Ok(format!(
-        "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {names})",
+        "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {names}{messages})",
         quote_ident(slot)
     ))
 }
@@ -241,19 +243,22 @@ mod tests {
 
     #[test]
     fn names_are_quoted_inside_the_literal_and_the_literal_around_them() {
-        let command = start_command("shop_1", &["outbox", "it's \"odd\""]).unwrap();
+        let command = start_command("shop_1", &["outbox", "it's \"odd\""], false).unwrap();
         assert_eq!(
             command,
             "START_REPLICATION SLOT \"shop_1\" LOGICAL 0/0 \
              (proto_version '1', publication_names '\"outbox\",\"it''s \"\"odd\"\"\"')"
+        );
+        assert!(
+            start_command("shop_1", &["p"], true).unwrap().ends_with(r#"publication_names '"p"', messages 'true')"#)
         );
     }
 
     #[test]
     fn only_what_can_be_a_slot_is_asked_for() {
         for name in ["", "Shop", "a-b", "a\"b", "ä", &"a".repeat(64)] {
-            assert!(matches!(start_command(name, &["p"]), Err(ReplicationError::SlotName(_))), "{name}");
+            assert!(matches!(start_command(name, &["p"], false), Err(ReplicationError::SlotName(_))), "{name}");
         }
-        assert!(start_command(&"a".repeat(63), &["p"]).is_ok());
+        assert!(start_command(&"a".repeat(63), &["p"], false).is_ok());
     }
 }

@@ -58,7 +58,7 @@ impl StateError {
         StateError::during("look at the publication")(source)
     }
 
-    pub(super) fn during(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
+    pub(in crate::postgres) fn during(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
         move |source| {
             let advice = match source.code() {
                 Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME) => {
@@ -309,6 +309,15 @@ pub async fn take_over(
     let parked = dead_letters::load(&transaction, slot).await?;
     transaction.commit().await.map_err(StateError::during(DOING))?;
     Ok((epoch, parked))
+}
+
+/// Records what the publications are made of, where they have grown while a relay carries.
+pub async fn note_publication(client: &Client, slot: &str, epoch: i64, publication: &str) -> Result<(), StateError> {
+    let written = client
+        .execute(include_str!("../../sql/queries/note_publication.sql"), &[&slot, &epoch, &publication])
+        .await
+        .map_err(StateError::during("record what the publications are made of"))?;
+    (written == 1).then_some(()).ok_or_else(|| fenced(slot, epoch))
 }
 
 /// How far the slot is.

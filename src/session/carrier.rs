@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use super::SessionError;
+use super::snapshots::Snapshots;
 use crate::error;
 use crate::event::{Event, Ticket};
 use crate::faults::{self, Bug, Point};
@@ -11,8 +12,9 @@ use crate::metrics::Metrics;
 use crate::pipeline::continuity::Gap;
 use crate::pipeline::{Pipeline, PipelineError, Seen};
 use crate::postgres::halt::{Cause, Halt};
+use crate::postgres::identity::Watch;
 use crate::postgres::replication::{Frame, ReplicationError, ReplicationStream};
-use crate::postgres::slot::SlotError;
+use crate::postgres::slot::{self, Published, SlotError};
 use crate::postgres::state::{HeartbeatNo, Reached, StateError};
 use crate::state_writer::{StateWriter, Written};
 use crate::status::Status;
@@ -68,14 +70,22 @@ pub(super) struct Carrier {
     pub(super) publication: (String, String),
     /// The statement that makes it.
     pub(super) remedy: String,
+    /// The publications of captured tables, if they are read.
+    pub(super) captures: Option<[String; 2]>,
     /// What was acknowledged before the publication was last found right: rows that were kept back since then come after it.
     pub(super) proven: Lsn,
     /// The same of the look that is under way.
     pub(super) looking: Option<Lsn>,
+    /// The captured tables, where there are any.
+    pub(super) identities: Watch,
     /// The file of the witness could not be written; said once until it can be again.
     pub(super) unwitnessed: bool,
+    /// A table whose changes cannot be read before the catalogue has been asked for it, and whether that is under way. Nothing is
+    /// read meanwhile.
+    pub(super) undescribed: Option<(u32, bool)>,
     /// The newest heartbeat with everything before it resolved.
     pub(super) passed_heartbeat: Option<HeartbeatNo>,
+    pub(super) snapshots: Snapshots,
 }
 
 impl Carrier {
@@ -87,7 +97,8 @@ impl Carrier {
         }
     }
 
-    /// Takes what was read: events for the publisher, entries for Progress, an answer where the server asks for one.
+    /// Takes what was read: events for the publisher, entries for Progress, an answer where the server asks for one. What comes
+    /// behind a table that has to be looked up first is left.
     pub(super) async fn take(&mut self, frames: &mut Vec<Frame>) -> Result<Vec<Event>, SessionError> {
         let mut events = Vec::new();
         let mut answer = false;
@@ -96,7 +107,8 @@ impl Carrier {
         let mut changes = ("insert", 0);
         let counters = self.metrics.changes_read.clone();
         let count = |(op, number): (&str, u64)| counters.with_label_values(&[op]).inc_by(number);
-        for frame in frames.drain(..) {
+        let mut rest = frames.drain(..);
+        for frame in rest.by_ref() {
             match frame {
                 Frame::Data { start, end, server_time, data } => {
                     self.received = self.received.max(end);
@@ -110,6 +122,10 @@ impl Carrier {
                             self.own_progress |= own;
                             commit_time = Some(time);
                         }
+                        Seen::Undescribed(table) => {
+                            self.undescribed = Some((table, false));
+                            break;
+                        }
                         Seen::Other => {}
                     }
                 }
@@ -122,11 +138,14 @@ impl Carrier {
                 // PostgreSQL 18 goes on without the publication and only says so: events would be lost in silence.
                 Frame::Notice(notice) if notice.contains(PUBLICATION_SKIPPED) => {
                     tracing::debug!(notice, "PostgreSQL says");
-                    return Err(self.publication_missing(self.received));
+                    return Err(self.publication_missing(&notice, self.received));
                 }
                 Frame::Notice(notice) => tracing::warn!(notice, "PostgreSQL says"),
             }
         }
+        let left: Vec<Frame> = rest.collect();
+        frames.extend(left);
+        self.ask_catalogue();
         count(changes);
         if faults::seeded(Bug::OrderById) {
             events.sort_by(|one, other| one.id.cmp(&other.id));
@@ -140,8 +159,15 @@ impl Carrier {
         Ok(events)
     }
 
+    fn ask_catalogue(&mut self) {
+        if let Some((table, asked @ false)) = &mut self.undescribed {
+            *asked = self.writer.describe(*table, self.pipeline.types_of(*table));
+        }
+    }
+
     /// After anything that may have moved Progress: lag, and heartbeats that have come all the way.
     pub(super) fn note_progress(&mut self) {
+        self.tell_snapshot();
         let progress = self.pipeline.progress();
         self.metrics.unresolved_events.set(i64::try_from(progress.unresolved()).unwrap_or(i64::MAX));
         if let (Some(time), Some((server_now, local_now))) = (progress.delivered_up_to(), self.clock) {
@@ -153,11 +179,15 @@ impl Carrier {
     /// The clock of feedback. An acknowledgement is sent only after the record allows it (R8), so this asks for that write;
     /// the status update follows in [`Self::on_written`]. `ping` sends one in any case, and asks for a keepalive.
     pub(super) async fn feedback(&mut self, ping: bool) -> Result<(), SessionError> {
+        self.ask_catalogue();
         if ping {
             self.send_status(true).await?;
             self.writer.read_clock();
             if self.looking.is_none() && self.writer.look_at_publication() {
                 self.looking = Some(self.acknowledged);
+            }
+            if self.identities.is_due() {
+                self.writer.look_at_identities();
             }
         }
         // Before what it passes is recorded: the first heartbeat of the next session is judged by it (D10).
@@ -184,6 +214,7 @@ impl Carrier {
             self.writer.confirm(heartbeat);
         }
         self.beat_if_due();
+        self.look_for_snapshots();
         self.show();
         Ok(())
     }
@@ -232,6 +263,19 @@ impl Carrier {
                 faults::point(Point::Acknowledged);
             }
             Written::Publication(found) => self.on_publication(found)?,
+            // Somebody is altering the table: asked again with the next feedback.
+            Written::Described { table, result: Err(error) } if error.is_lock_timeout() => {
+                self.undescribed = Some((table, false));
+            }
+            Written::Described { table, result } => {
+                self.pipeline.describe(table, &result?)?;
+                self.undescribed = None;
+            }
+            Written::Identity(Ok(troubles)) => self.identities.told(troubles, &self.status),
+            Written::Identity(Err(error)) => {
+                tracing::debug!(error = %error::chain(&error), "cannot look at the captured tables");
+            }
+            Written::Snapshots(found) => self.snapshots.found(found),
             Written::Fenced(error) => return Err(error.into()),
             Written::Clock(Ok(reading)) => {
                 self.clock = Some((reading.at, reading.asked));
@@ -270,34 +314,48 @@ impl Carrier {
     }
 
     /// The WAL up to `at` was written, in part, while there was no publication.
-    fn publication_missing(&self, at: Lsn) -> SessionError {
+    fn publication_missing(&self, words: &str, at: Lsn) -> SessionError {
         let (publication, _) = &self.publication;
-        let remedy = self.remedy.clone();
+        let capture = self.captures.iter().flatten().find(|name| words.contains(&format!("\"{name}\"")));
+        let (publication, remedy) = match capture {
+            Some(capture) => (capture, slot::REMAKE.to_owned()),
+            None => (publication, self.remedy.clone()),
+        };
         self.halt(Cause::PublicationMissing { publication: publication.clone(), remedy }, self.proven, at)
     }
 
     /// PostgreSQL before 18 refuses to go on at WAL that was written without the publication, each time (undefined_object).
     pub(super) fn stream_ended(&self, error: ReplicationError) -> SessionError {
-        if error.sqlstate() == Some("42704") { self.publication_missing(self.received) } else { error.into() }
+        match error.sqlstate() {
+            Some("42704") => self.publication_missing(&error.to_string(), self.received),
+            _ => error.into(),
+        }
     }
 
     /// Between two looks it may have been away and back: then it is made of something else.
-    fn on_publication(&mut self, found: Result<String, SlotError>) -> Result<(), SessionError> {
+    fn on_publication(&mut self, found: Result<Published, SlotError>) -> Result<(), SessionError> {
         let looked_from = self.looking.take();
         let (publication, recorded) = self.publication.clone();
         let (observed, remedy) = match found {
-            Ok(observed) if observed == recorded => {
+            Ok(Published { change: Some(change), .. }) => (change, None),
+            // Only a new session can begin to read with them.
+            Ok(seen) if self.captures.is_none() && seen.has_captures() => return Err(SlotError::CaptureReady.into()),
+            Ok(_) => {
                 self.proven = looked_from.unwrap_or(self.proven);
                 return Ok(());
             }
-            Ok(observed) => (observed, None),
             Err(SlotError::PublicationMissing { publication, statement }) => {
                 let cause = Cause::PublicationMissing { publication, remedy: statement };
+                return Err(self.halt(cause, self.proven, self.received));
+            }
+            Err(SlotError::CaptureMissing { publication }) if self.captures.is_some() => {
+                let cause = Cause::PublicationMissing { publication, remedy: slot::REMAKE.to_owned() };
                 return Err(self.halt(cause, self.proven, self.received));
             }
             Err(SlotError::PublicationIncomplete { what, statement, .. }) => {
                 (format!("without {what}"), Some(statement))
             }
+            Err(SlotError::State(error @ StateError::Fenced { .. })) => return Err(error.into()),
             // That this connection fails is told elsewhere; the next look makes good what this one could not see.
             Err(error) => {
                 tracing::debug!(error = %error::chain(&error), "cannot look at the publication");

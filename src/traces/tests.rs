@@ -5,7 +5,7 @@ use prometheus::IntCounter;
 
 use super::*;
 use crate::dead_letters::Reason;
-use crate::event::{HeaderValue, Message, Properties, Route};
+use crate::event::{HeaderValue, Joins, Message, Properties, Route};
 use crate::hold::Released;
 use crate::lsn::Lsn;
 
@@ -25,6 +25,7 @@ fn event(traceparent: Option<&str>) -> Arc<Event> {
         position: Position { epoch: 0, commit: Lsn(7), ordinal: 0, part: 0 },
         id: "event-1".into(),
         key: "order/1".into(),
+        joins: Joins::Nothing,
         route: Arc::new(Route { name: "default".to_owned(), exchange: "events".to_owned(), ..Route::default() }),
         commit_time: SystemTime::now() - Duration::from_secs(60),
         ticket: Ticket { session: 1, entry: 1 },

@@ -26,7 +26,7 @@ const ROWS: &str = r#"
 async fn events_of(world: &World, slot: &str) -> Vec<Event> {
     let target = Target::parse(&world.database_url, false).unwrap();
     let connection = ReplicationConnection::connect(&target, "it").await.unwrap();
-    let mut stream = connection.start(slot, &["postrider"], crate::support::PATIENCE).await.unwrap();
+    let mut stream = connection.start(slot, &["postrider"], false, crate::support::PATIENCE).await.unwrap();
     let config = world.config(&[]);
     let builder = EventBuilder::new("shop", "shop", Router::new(&config.routes).unwrap(), &[], 1 << 20);
     let context = RowContext {

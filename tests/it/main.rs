@@ -5,6 +5,10 @@
 #[cfg(test)]
 mod broker;
 #[cfg(test)]
+mod capture;
+#[cfg(test)]
+mod catalog;
+#[cfg(test)]
 mod certificates;
 #[cfg(test)]
 mod check;
@@ -21,9 +25,13 @@ mod damaged;
 #[cfg(test)]
 mod dead_letter_queues;
 #[cfg(test)]
+mod debezium;
+#[cfg(test)]
 mod dlq;
 #[cfg(test)]
 mod dlq_queue;
+#[cfg(test)]
+mod emit;
 #[cfg(test)]
 mod encoding;
 #[cfg(test)]
@@ -36,6 +44,8 @@ mod harm;
 mod hostile;
 #[cfg(test)]
 mod image;
+#[cfg(test)]
+mod import_debezium;
 #[cfg(test)]
 mod log;
 #[cfg(test)]
@@ -53,6 +63,8 @@ mod poison;
 #[cfg(test)]
 #[path = "../support/proxy/mod.rs"]
 mod proxy;
+#[cfg(test)]
+mod publications;
 #[cfg(test)]
 mod publisher;
 #[cfg(test)]
@@ -72,11 +84,15 @@ mod sight;
 #[cfg(test)]
 mod slot;
 #[cfg(test)]
+mod snapshot;
+#[cfg(test)]
 mod standby;
 #[cfg(test)]
 mod storm;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod tables;
 #[cfg(test)]
 mod tail;
 #[cfg(test)]

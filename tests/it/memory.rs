@@ -93,3 +93,31 @@ async fn ten_thousand_parked_keys_take_no_more_memory_than_is_said() {
     let mut all = Consumer::open(&world.amqp_url, "all").await;
     assert_eq!(all.take(20_000).await.len(), 20_000);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_transaction_of_a_captured_table_takes_no_more_memory_than_is_said() {
+    let world = World::bare(servers::shared().await, "table_memory").await;
+    world.sql.batch_execute("create table wide (id int primary key, pad text)").await.unwrap();
+    let settings = [
+        ("POSTRIDER_SOURCE_TABLES", "wide"),
+        ("POSTRIDER_EVENT_FORMAT", "debezium"),
+        ("POSTRIDER_DEBEZIUM_TRANSACTION_METADATA", "true"),
+    ];
+    world.migrate_with(&settings).await;
+    world.queue("all", "#").await;
+    let program = Program::start(&world.settings(&settings), &["run"]);
+    program.says("carrying").await;
+    // Keys that change, and a barrier behind them all.
+    world
+        .sql
+        .batch_execute(
+            "begin; insert into wide select n, repeat('x', 300) from generate_series(1, 50000) n;
+             update wide set pad = pad || 'y'; update wide set id = -id; truncate wide; insert into wide values (1, 'after'); commit",
+        )
+        .await
+        .unwrap();
+    passes(&world, Duration::from_secs(300)).await;
+    stays_within(&program, 1, "a transaction of 150,000 changes");
+    // A key that changes is a delete, a tombstone and a create; one truncate, one row, BEGIN and END.
+    assert_eq!(world.depth("all").await, 50_000 * (1 + 1 + 3) + 4);
+}

@@ -351,6 +351,7 @@ async fn the_role_script_can_be_run_again_and_grants_exactly_this() {
         "postrider.repaired: delete, insert, select, update",
         "postrider.resend: delete, insert, select",
         "postrider.settings: select",
+        "postrider.snapshots: insert, select, update",
         "schema postrider: usage",
         "schema public: usage",
     ];

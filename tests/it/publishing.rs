@@ -10,7 +10,7 @@ use bytes::Bytes;
 use postrider::config::{Config, Limits};
 use postrider::dead_letters::desk::{Answer, Command, Registry, desk};
 use postrider::dead_letters::{Content, NewDeadLetter};
-use postrider::event::{Event, HeaderValue, Message, Position, Properties, Route, Ticket};
+use postrider::event::{Event, HeaderValue, Joins, Message, Position, Properties, Route, Ticket};
 use postrider::lsn::Lsn;
 use postrider::metrics::Metrics;
 use postrider::postgres::dead_letters::Look;
@@ -186,6 +186,7 @@ pub(crate) fn event(number: usize, key: usize, exchange: &str, routing_key: &str
         position,
         id,
         key: format!("thing/{key}").into(),
+        joins: Joins::Nothing,
         route: route(exchange),
         commit_time: SystemTime::now(),
         ticket: Ticket { session: 1, entry: number as u64 },

@@ -82,7 +82,7 @@ impl Scratch {
 
     async fn stream(&self) -> ReplicationStream {
         let connection = ReplicationConnection::connect(&self.target(), "it").await.unwrap();
-        connection.start(&self.database, &["p"], SECONDS_30).await.unwrap()
+        connection.start(&self.database, &["p"], false, SECONDS_30).await.unwrap()
     }
 
     async fn confirmed(&self) -> Lsn {

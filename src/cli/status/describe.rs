@@ -201,6 +201,9 @@ fn consumers_fail(queue: &Picture<'_>) -> Option<String> {
 fn servers(picture: &Picture<'_>, lines: &mut Lines) {
     let up = |up: bool| if up { "connected" } else { "not connected" }.to_owned();
     lines.add("slot", format!("{} (publication {})", picture.name("slot"), picture.name("publication")));
+    for trouble in picture.get("table_troubles").and_then(Value::as_array).into_iter().flatten() {
+        lines.add("table", harmless(trouble.as_str().unwrap_or_default(), &[]));
+    }
     if let Some(slot) = picture.part("slot_state") {
         let size = |key: &str| slot.get(key).and_then(Value::as_i64).map(bytes);
         let mut said = Vec::new();

@@ -5,8 +5,9 @@ use std::path::Path;
 use secrecy::ExposeSecret;
 
 use super::reader::Reader;
+use super::source::TABLES_ROUTE;
 use super::topology;
-use crate::config::{Config, SecretSource};
+use crate::config::{Config, Format, Redaction, RouteRule, SecretSource};
 use crate::{postgres, rabbitmq};
 
 pub(super) fn check(reader: &mut Reader, config: &Config) {
@@ -15,6 +16,7 @@ pub(super) fn check(reader: &mut Reader, config: &Config) {
         topology::check(reader, declared, &config.routes);
     }
     headers(reader, config);
+    source(reader, config);
     files(reader, config);
     urls(reader, config);
 }
@@ -49,6 +51,39 @@ fn headers(reader: &mut Reader, config: &Config) {
             continue;
         };
         reader.fault("event.headers", problem);
+    }
+}
+
+fn source(reader: &mut Reader, config: &Config) {
+    let source = &config.source;
+    let hashed = source.columns.iter().any(|rule| rule.redact.iter().any(|(_, how)| *how == Redaction::Sha256));
+    if hashed && config.redaction_salt.is_none() {
+        let problem =
+            "sha256 needs redaction_salt: without one a digest of a short value is found by trying".to_owned();
+        reader.fault("columns.redact", problem);
+    }
+    if !source.has_tables() {
+        // A slip that would leave nobody's columns out.
+        if !source.columns.is_empty() {
+            reader.fault("columns.table", "is for captured tables, and source.tables is empty".to_owned());
+        }
+        if !source.wants_messages() && config.routes.iter().any(|route| route.table.is_some()) {
+            reader.fault("route.table", "is for captured tables, and source.tables is empty".to_owned());
+        }
+    }
+    let payload = |rule: &&RouteRule| rule.table.is_some() && rule.format == Format::Payload;
+    for rule in config.routes.iter().filter(payload) {
+        let key = if rule.name == TABLES_ROUTE { "source.format" } else { "route.format" };
+        reader.fault(key, "payload is for rows of the outbox: changes of tables have cdc or debezium".to_owned());
+    }
+    let publications = [&config.publication, &source.publication, &source.publication_inserts];
+    for (at, name) in publications.iter().enumerate() {
+        if !name.is_empty() && publications.iter().take(at).any(|other| other == name) {
+            reader.fault("source.publication", format!("{name:?} is the name of two publications"));
+        }
+    }
+    if source.messages.iter().any(|prefix| prefix == crate::event::emitted::PREFIX) {
+        reader.fault("source.messages", "messages of postrider.emit are events by source.emit".to_owned());
     }
 }
 

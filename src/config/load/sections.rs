@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use super::file::Value;
 use super::reader::Reader;
 use super::values::Parsed;
-use super::{Needs, Origin, topology, values};
+use super::{Needs, Origin, source, topology, values};
 use crate::config::{
     Columns, Config, Consumers, Format, Limits, LogFormat, Outbox, RouteRule, SecretSource, WatchedQueue,
 };
@@ -22,7 +22,14 @@ const LARGEST_MESSAGE: usize = 512 << 20;
 pub(super) fn config(reader: &mut Reader, needs: Needs) -> Config {
     let required = |wanted: &[Needs]| wanted.contains(&needs);
     let routes_default = event(reader);
-    let mut routes = routes(reader, &routes_default);
+    let publication = reader.or("publication", "postrider".to_owned(), values::identifier);
+    let source = source::source(reader, &publication);
+    let tables_default = source::default_route(reader, &routes_default);
+    let mut routes = routes(reader, &routes_default, &tables_default);
+    // Also a label of metrics, so only where it is used.
+    if source.has_tables() || source.wants_messages() {
+        routes.push(tables_default);
+    }
     routes.push(routes_default);
     let management_url = Some(secret(reader, "management_url", false)).filter(SecretSource::is_set);
     let patterns = management_url.is_some();
@@ -36,12 +43,15 @@ pub(super) fn config(reader: &mut Reader, needs: Needs) -> Config {
         amqp_cert_file: path(reader, "amqp_cert_file"),
         amqp_key_file: path(reader, "amqp_key_file"),
         slot: reader.or("slot", "postrider".to_owned(), values::slot),
-        publication: reader.or("publication", "postrider".to_owned(), values::identifier),
+        publication,
         state_dir: path(reader, "state_dir"),
         admin_listen: reader.or("admin_listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 9750)), values::listen_address),
         log_format: reader.or("log_format", LogFormat::Auto, values::log_format),
         log: reader.or("log", "info".to_owned(), values::log_filter),
         outbox: outbox(reader),
+        source,
+        redaction_salt: Some(secret(reader, "redaction_salt", false)).filter(SecretSource::is_set),
+        debezium: source::debezium(reader),
         routes,
         allowed_headers: reader.or("event.headers", Vec::new(), values::names),
         topology: topology::topology(reader),
@@ -141,6 +151,7 @@ fn event(reader: &mut Reader) -> RouteRule {
         name: DEFAULT_ROUTE.to_owned(),
         aggregatetype: "*".to_owned(),
         kind: "*".to_owned(),
+        table: None,
         exchange: reader.or("event.exchange", "events".to_owned(), values::amqp_name),
         routing_key: reader.or("event.routing_key", "{aggregatetype}.{type}".to_owned(), values::routing_key),
         format: reader.or("event.format", Format::default(), values::format),
@@ -150,19 +161,25 @@ fn event(reader: &mut Reader) -> RouteRule {
     }
 }
 
-fn routes(reader: &mut Reader, inherited: &RouteRule) -> Vec<RouteRule> {
+/// `tables` is what routes with a `table` inherit.
+fn routes(reader: &mut Reader, event: &RouteRule, tables: &RouteRule) -> Vec<RouteRule> {
     let mut routes: Vec<RouteRule> = Vec::new();
     for mut entry in reader.entries("route") {
         let name = reader.required(&mut entry, "name", values::label);
-        let taken = |name: &String| name == DEFAULT_ROUTE || routes.iter().any(|route| route.name == *name);
+        let taken = |name: &String| {
+            [DEFAULT_ROUTE, source::TABLES_ROUTE].contains(&name.as_str())
+                || routes.iter().any(|route| route.name == *name)
+        };
         if let Some(name) = name.iter().find(|name| taken(name)) {
             reader.fault_in(&entry, "name", format!("{name:?} is taken: every route needs a name of its own"));
         }
-        let inherited = inherited.clone();
+        let table = reader.field(&mut entry, "table", source::table_pattern);
+        let inherited = if table.is_some() { tables } else { event }.clone();
         routes.push(RouteRule {
             name: name.unwrap_or_default(),
             aggregatetype: reader.field(&mut entry, "aggregatetype", values::text).unwrap_or(inherited.aggregatetype),
             kind: reader.field(&mut entry, "type", values::text).unwrap_or(inherited.kind),
+            table,
             exchange: reader.field(&mut entry, "exchange", values::amqp_name).unwrap_or(inherited.exchange),
             routing_key: reader.field(&mut entry, "routing_key", values::routing_key).unwrap_or(inherited.routing_key),
             format: reader.field(&mut entry, "format", values::format).unwrap_or(inherited.format),
@@ -250,6 +267,7 @@ fn limits(reader: &mut Reader) -> Limits {
             default.heartbeat_interval,
             values::duration(seconds(1)..=seconds(3600)),
         ),
+        snapshot_rows: reader.or("limits.snapshot_rows", default.snapshot_rows, values::count(1..=100_000)),
         // With 5 s more for the rest, a stopping relay ends within 20 s.
         drain_timeout: reader.or(
             "limits.drain_timeout",

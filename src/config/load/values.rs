@@ -117,7 +117,7 @@ pub(super) fn log_format(value: &Value) -> Parsed<LogFormat> {
 }
 
 pub(super) fn format(value: &Value) -> Parsed<Format> {
-    one_of(value, &[("cdc", Format::Cdc), ("payload", Format::Payload)])
+    one_of(value, &[("cdc", Format::Cdc), ("payload", Format::Payload), ("debezium", Format::Debezium)])
 }
 
 pub(super) fn ordering(value: &Value) -> Parsed<Ordering> {
@@ -133,7 +133,7 @@ pub(super) fn on_poison(value: &Value) -> Parsed<OnPoison> {
     one_of(value, &[("park_key", OnPoison::ParkKey), ("skip", OnPoison::Skip), ("halt", OnPoison::Halt)])
 }
 
-fn one_of<T: Copy>(value: &Value, choices: &[(&str, T)]) -> Parsed<T> {
+pub(super) fn one_of<T: Copy>(value: &Value, choices: &[(&str, T)]) -> Parsed<T> {
     let chosen = match value {
         Value::Text(text) => choices.iter().find(|(name, _)| name == text),
         _ => None,

@@ -77,6 +77,7 @@ fn builder_with(format: Format, routing_key: &str, max_message_bytes: usize) -> 
         name: "default".to_owned(),
         aggregatetype: "*".to_owned(),
         kind: "*".to_owned(),
+        table: None,
         exchange: "events".to_owned(),
         routing_key: routing_key.to_owned(),
         format,

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output, Stdio};
 
-use postrider::config::{Columns, Outbox};
+use postrider::config::{Columns, Outbox, Source};
 use postrider::migrate::Target;
 use tokio_postgres::config::Host;
 use tokio_postgres::{Client, Config, NoTls};
@@ -31,6 +31,7 @@ impl Database {
         Target {
             outbox: Outbox { schema: "public".into(), table: "outbox".into(), columns: Columns::default() },
             publication: "postrider".into(),
+            source: Source::default(),
             slot: self.name.clone(),
         }
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use postrider::dead_letters::{Content, FailedAgain, Mark, NewDeadLetter, Reason};
-use postrider::event::{Event, HeaderValue, Message, Poison, PoisonReason, Position, Properties, Route, Ticket};
+use postrider::event::{Event, HeaderValue, Joins, Message, Poison, PoisonReason, Position, Properties, Route, Ticket};
 use postrider::lsn::Lsn;
 use postrider::postgres::dead_letters::{Contents, Look, Marked, failed_again, fetch, look, park, remove};
 use postrider::postgres::state::{StateError, take_over};
@@ -51,6 +51,7 @@ pub(super) fn letter(number: u32, reason: Reason, body: impl Into<Bytes>) -> New
         position: position(number),
         id: Arc::clone(&message.properties.message_id),
         key: format!("order\u{1f}{}", number % 3).into(),
+        joins: Joins::Nothing,
         route: Arc::new(Route { name: "default".to_owned(), exchange: "events".to_owned(), ..Route::default() }),
         commit_time: UNIX_EPOCH + Duration::from_micros(1_700_000_000_123_456),
         ticket: Ticket::NONE,
@@ -86,6 +87,10 @@ async fn what_was_parked_is_loaded_in_order_and_fetched_as_it_was() {
     letters[1] = letter(1, Reason::Nacked, Bytes::new());
     letters[2] = poison(2, Some(message(2, Bytes::from_static(b"\0\xff what could be made"))));
     letters[2].holds_key = false;
+    Arc::make_mut(&mut letters[3].event).joins = Joins::Key(Arc::from("order\u{1f}old"));
+    let table: Arc<str> = Arc::from("\u{1e}public\u{1e}orders\u{1f}");
+    let barrier = Arc::make_mut(&mut letters[4].event);
+    (barrier.key, barrier.joins) = (Arc::clone(&table), Joins::Table);
     letters.reverse();
     park(&mut relay, &slot, epoch, &letters).await.unwrap();
 
@@ -95,6 +100,8 @@ async fn what_was_parked_is_loaded_in_order_and_fetched_as_it_was() {
     let two = &loaded[2];
     assert_eq!((two.reason, two.holds_key, two.bytes, two.mark), (letters[597].reason, false, 21, None));
     assert_eq!(two.keys, [Arc::from("order\u{1f}2")]);
+    assert_eq!(loaded[3].keys, [Arc::from("order\u{1f}0"), Arc::from("order\u{1f}old")]);
+    assert_eq!(loaded[4].keys, [table]);
     assert_eq!((two.route.as_str(), two.exchange.as_str()), ("default", "events"));
     assert_eq!(two.routing_key, "order.Placed.2");
     assert!(two.parked_at.elapsed().unwrap_or_default() < Duration::from_secs(60));

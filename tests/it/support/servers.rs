@@ -50,7 +50,7 @@ fn from_environment() -> Option<Servers> {
 /// As PostgreSQL has to be for logical replication, with room for many tests.
 pub(crate) fn postgres_image() -> ContainerRequest<GenericImage> {
     let settings =
-        ["postgres", "-c", "wal_level=logical", "-c", "max_replication_slots=100", "-c", "max_wal_senders=100"];
+        ["postgres", "-c", "wal_level=logical", "-c", "max_replication_slots=300", "-c", "max_wal_senders=100"];
     GenericImage::new("postgres", &tag(POSTGRES_TAG, "17"))
         .with_exposed_port(5432.tcp())
         // The first start initialises with a server of its own, which says so too. (Each wait reads the log from its beginning.)

@@ -105,6 +105,13 @@ impl World {
         (output.status.success(), text(&output.stdout), text(&output.stderr))
     }
 
+    /// Statements one by one, as psql sends them: together they would be one transaction.
+    pub(crate) async fn run_each(&self, statements: &str) {
+        for statement in split(statements) {
+            self.sql.batch_execute(statement).await.unwrap_or_else(|error| panic!("{statement}: {error:?}"));
+        }
+    }
+
     /// One event in a transaction of its own.
     pub(crate) async fn insert(&self, aggregate: &str, kind: &str, payload: &str) {
         self.sql
@@ -175,4 +182,24 @@ pub(crate) async fn connect(url: &str) -> Client {
         connection.await.ok();
     });
     client
+}
+
+/// At semicolons outside of quotes and dollar quotes.
+fn split(statements: &str) -> Vec<&str> {
+    let mut parts = Vec::new();
+    let (mut start, mut quoted, mut dollars) = (0, false, false);
+    for (at, c) in statements.char_indices() {
+        match c {
+            '\'' if !dollars => quoted = !quoted,
+            '$' if !quoted && statements[at..].starts_with("$$") => dollars = !dollars,
+            ';' if !quoted && !dollars => {
+                parts.push(statements[start..at].trim());
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(statements[start..].trim());
+    parts.retain(|part| !part.is_empty());
+    parts
 }

@@ -85,7 +85,7 @@ fn every_key_says_why() {
 
 /// The table of `docs/configuration.md`, as the example has it.
 fn table() -> String {
-    let file_only = ["route.", "topology.", "queues."];
+    let file_only = ["route.", "topology.", "queues.", "columns."];
     let mut table = "| key | variable | default | what it is |\n|---|---|---|---|\n".to_owned();
     for Documented { key, default, meaning } in documented() {
         let in_array = file_only.iter().any(|prefix| key.starts_with(prefix));
