@@ -1,11 +1,13 @@
 //! From Debezium to Postrider under load, by the steps of `docs/from-debezium.md`: nothing is lost, and consumers notice nothing.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection, ConnectionProperties};
 use postrider::config::Config;
 use postrider::lsn::Lsn;
@@ -23,6 +25,46 @@ use crate::support::relay::{Program, Relay};
 use crate::support::servers;
 use crate::support::world::{World, connect};
 
+/// A table that moves.
+struct Source {
+    table: &'static str,
+    columns: &'static str,
+    /// What the application writes; `$1` numbers its rows from 1.
+    insert: &'static str,
+    properties: &'static str,
+    topic: &'static str,
+    /// What Debezium Server publishes of a row: the header `id`, and the body.
+    sent: fn(&[&str]) -> (Option<String>, Value),
+    /// Which row a body is of.
+    number: fn(&Value) -> Option<i64>,
+}
+
+const ORDERS: Source = Source {
+    table: "orders",
+    columns: "id bigint primary key, status text not null, total numeric(12,2)",
+    insert: "insert into orders values ($1::bigint, 'placed', $1::bigint * 0.5)",
+    properties: "debezium.source.decimal.handling.mode=string\n",
+    topic: "shop.public.orders",
+    sent: |row| {
+        let after = json!({"id": row[0].parse::<i64>().unwrap(), "status": row[1], "total": row[2]});
+        (None, json!({"before": null, "after": after, "source": {"name": "shop"}, "op": "c"}))
+    },
+    number: |body| body["after"]["id"].as_i64(),
+};
+
+const OUTBOX: Source = Source {
+    table: "outboxevent",
+    columns: "id uuid primary key, aggregatetype text not null, aggregateid text not null, type text, payload jsonb",
+    insert: "insert into outboxevent values (gen_random_uuid(), 'order', ($1::bigint % 5)::text, 'placed',
+        jsonb_build_object('n', $1::bigint, 'list', jsonb_build_array(1, 2)))",
+    properties: "debezium.transforms=outbox\n\
+        debezium.transforms.outbox.type=io.debezium.transforms.outbox.EventRouter\n\
+        debezium.transforms.outbox.table.expand.json.payload=true\n",
+    topic: "outbox.event.order",
+    sent: |row| (Some(row[0].to_owned()), serde_json::from_str(row[4]).unwrap()),
+    number: |body| body["n"].as_i64(),
+};
+
 /// What Debezium Server is to a database and a broker: it streams from its slot with its publication, publishes by topic, and confirms to
 /// PostgreSQL what RabbitMQ has confirmed.
 struct Debezium {
@@ -31,7 +73,7 @@ struct Debezium {
 }
 
 impl Debezium {
-    async fn start(world: &World) -> Self {
+    async fn start(world: &World, source: &'static Source) -> Self {
         let (stop, mut stopped) = oneshot::channel();
         let target = Target::parse(&world.database_url, false).unwrap();
         let (slot, amqp_url) = (world.name.clone(), world.amqp_url.clone());
@@ -54,21 +96,23 @@ impl Debezium {
                     let Frame::Data { data, .. } = frame else { continue };
                     match decode(data).unwrap() {
                         Message::Insert(insert) => {
-                            let cell = |index: usize| match insert.new.get(index) {
-                                Some(Cell::Text(text)) => String::from_utf8(text.to_vec()).unwrap(),
+                            let cell = |cell: &Cell| match cell {
+                                Cell::Text(text) => String::from_utf8(text.to_vec()).unwrap(),
                                 other => panic!("{other:?}"),
                             };
-                            let after =
-                                json!({"id": cell(0).parse::<i64>().unwrap(), "status": cell(1), "total": cell(2)});
-                            let body = json!({"before": null, "after": after, "source": {"name": "shop"}, "op": "c"})
-                                .to_string();
+                            let cells: Vec<String> = insert.new.0.iter().map(cell).collect();
+                            let (id, body) = (source.sent)(&cells.iter().map(String::as_str).collect::<Vec<_>>());
+                            let mut headers = FieldTable::default();
+                            if let Some(id) = id {
+                                headers.insert("id".into(), AMQPValue::LongString(id.into()));
+                            }
                             channel
                                 .basic_publish(
                                     "events".into(),
-                                    "shop.public.orders".into(),
+                                    source.topic.into(),
                                     BasicPublishOptions::default(),
-                                    body.as_bytes(),
-                                    BasicProperties::default().with_delivery_mode(2),
+                                    body.to_string().as_bytes(),
+                                    BasicProperties::default().with_delivery_mode(2).with_headers(headers),
                                 )
                                 .await
                                 .unwrap()
@@ -103,7 +147,7 @@ struct Application {
 }
 
 impl Application {
-    async fn start(world: &World) -> Self {
+    async fn start(world: &World, source: &'static Source) -> Self {
         let sql = connect(&world.database_url).await;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -111,9 +155,7 @@ impl Application {
             let mut id = 0;
             while !stopped.load(Ordering::Relaxed) {
                 id += 1;
-                sql.execute("insert into orders values ($1::bigint, 'placed', $1::bigint * 0.5)", &[&id])
-                    .await
-                    .unwrap();
+                sql.execute(source.insert, &[&id]).await.unwrap();
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
             id
@@ -128,33 +170,33 @@ impl Application {
     }
 }
 
-fn properties(world: &World) -> String {
+fn properties(world: &World, source: &Source) -> String {
     format!(
         "debezium.source.connector.class=io.debezium.connector.postgresql.PostgresConnector\n\
          debezium.source.plugin.name=pgoutput\n\
          debezium.source.slot.name={}\n\
          debezium.source.topic.prefix=shop\n\
-         debezium.source.table.include.list=public.orders\n\
-         debezium.source.decimal.handling.mode=string\n\
+         debezium.source.table.include.list=public.{}\n\
          debezium.source.snapshot.mode=no_data\n\
          debezium.source.offset.storage.file.filename=data/offsets.dat\n\
          debezium.format.schemas.enable=false\n\
          debezium.sink.type=rabbitmq\n\
          debezium.sink.rabbitmq.exchange=events\n\
-         debezium.sink.rabbitmq.routingKey.source=topic\n",
-        world.name
+         debezium.sink.rabbitmq.routingKey.source=topic\n\
+         {}",
+        world.name, source.table, source.properties
     )
 }
 
 /// The table, publication and slot as Debezium has made them.
-async fn made_by_debezium(name: &str) -> World {
+async fn made_by_debezium(name: &str, source: &Source) -> World {
     let world = World::bare(servers::shared().await, name).await;
-    let setup = "create table orders (id bigint primary key, status text not null, total numeric(12,2));
-        create publication dbz_publication for table orders";
-    world.sql.batch_execute(setup).await.unwrap();
+    let Source { table, columns, .. } = source;
+    let setup = format!("create table {table} ({columns}); create publication dbz_publication for table {table}");
+    world.sql.batch_execute(&setup).await.unwrap();
     let slot = "select pg_create_logical_replication_slot($1::text::name, 'pgoutput')";
     world.sql.execute(slot, &[&world.name]).await.unwrap();
-    world.queue("billing", "shop.public.orders").await;
+    world.queue("billing", source.topic).await;
     world
 }
 
@@ -191,16 +233,21 @@ fn not_done(world: &World, directory: &Path, arguments: &str) -> String {
 
 const ADOPT: &str = "import-debezium application.properties --config postrider.toml --adopt";
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_table_moves_under_load_and_its_consumer_gets_every_row() {
-    let world = made_by_debezium("moves").await;
+/// Goes through the steps while the application writes. Returns what the consumer got, of which row each is, and which came from Postrider.
+async fn move_under_load(name: &str, source: &'static Source) -> Vec<(Arrival, i64, bool)> {
+    let world = made_by_debezium(name, source).await;
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
-    std::fs::write(directory.join("application.properties"), properties(&world)).unwrap();
+    std::fs::write(directory.join("application.properties"), properties(&world, source)).unwrap();
     let mut consumer = Consumer::open(&world.amqp_url, "billing").await;
-    let debezium = Debezium::start(&world).await;
-    let application = Application::start(&world).await;
+    let debezium = Debezium::start(&world, source).await;
+    let application = Application::start(&world, source).await;
     let mut arrivals = consumer.take(20).await;
+    let count = format!("select count(*) from {}", source.table);
+    let writes_on = async |more: i64| {
+        let seen = world.count(&count).await;
+        eventually("the application writes on", async || (world.count(&count).await > seen + more).then_some(())).await;
+    };
 
     let said = done(&world, directory, "import-debezium application.properties --output postrider.toml");
     assert!(said.contains("postrider migrate --config postrider.toml"), "{said}");
@@ -222,11 +269,8 @@ async fn a_table_moves_under_load_and_its_consumer_gets_every_row() {
     assert!(said.contains("Debezium Streaming"), "{said}");
 
     let sent_by_debezium = debezium.stop().await;
-    let between = world.count("select count(*) from orders").await;
-    eventually("the application writes while nobody reads", async || {
-        (world.count("select count(*) from orders").await > between + 20).then_some(())
-    })
-    .await;
+    // Nobody reads now.
+    writes_on(20).await;
     let said = done(&world, directory, &format!("{ADOPT} --dry-run"));
     assert!(said.contains("nothing was changed"), "{said}");
     done(&world, directory, ADOPT);
@@ -235,34 +279,39 @@ async fn a_table_moves_under_load_and_its_consumer_gets_every_row() {
 
     let config = Config::load(Some(&directory.join("postrider.toml")), environment(&world)).unwrap();
     let relay = Relay::carrying_on(Arc::new(config)).await;
-    let seen = world.count("select count(*) from orders").await;
-    eventually("the application writes while Postrider carries", async || {
-        (world.count("select count(*) from orders").await > seen + 50).then_some(())
-    })
-    .await;
+    writes_on(50).await;
     world.sql.batch_execute("drop publication dbz_publication").await.unwrap();
     let last = application.stop().await;
-    let first = |arrivals: &[Arrival]| {
-        arrivals.iter().filter_map(|arrival| arrival.json()["after"]["id"].as_i64()).max().unwrap_or(0)
-    };
-    while first(&arrivals) < last {
+    let number = |arrival: &Arrival| (source.number)(&arrival.json()).unwrap();
+    while arrivals.iter().map(number).max() < Some(last) {
         arrivals.extend(consumer.take(1).await);
     }
     arrivals.extend(consumer.rest(Duration::from_secs(1)).await);
+    relay.stop().await;
 
-    let postriders: Vec<&Arrival> =
-        arrivals.iter().filter(|arrival| arrival.header("x-postrider-position").is_some()).collect();
-    println!("{} rows: {sent_by_debezium} by Debezium, {} by Postrider", last, postriders.len());
-    assert_eq!(arrivals.len() - postriders.len(), sent_by_debezium);
-    assert!(postriders.len() > 70);
-    let mut ids: Vec<i64> = arrivals.iter().map(|arrival| arrival.json()["after"]["id"].as_i64().unwrap()).collect();
+    let mut ids: Vec<i64> = arrivals.iter().map(number).collect();
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids, (1..=last).collect::<Vec<_>>(), "every row came");
-    for arrival in &arrivals {
+    assert!(arrivals.iter().all(|arrival| arrival.routing_key == source.topic));
+    let arrivals: Vec<_> = arrivals
+        .into_iter()
+        .map(|arrival| {
+            let (number, ours) = (number(&arrival), arrival.header("x-postrider-position").is_some());
+            (arrival, number, ours)
+        })
+        .collect();
+    let by_postrider = arrivals.iter().filter(|(_, _, ours)| *ours).count();
+    println!("{last} rows: {sent_by_debezium} by Debezium, {by_postrider} by Postrider");
+    assert_eq!(arrivals.len() - by_postrider, sent_by_debezium);
+    assert!(by_postrider > 70);
+    arrivals
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_moves_under_load_and_its_consumer_gets_every_row() {
+    for (arrival, id, _) in move_under_load("moves", &ORDERS).await {
         let mut body = arrival.json();
-        let id = body["after"]["id"].as_i64().unwrap();
-        assert_eq!(arrival.routing_key, "shop.public.orders");
         let total = format!("{}.{}", id / 2, if id % 2 == 0 { "00" } else { "50" });
         assert_eq!(body["after"].take(), json!({"id": id, "status": "placed", "total": total}));
         assert_eq!(
@@ -270,15 +319,32 @@ async fn a_table_moves_under_load_and_its_consumer_gets_every_row() {
             (&json!("c"), &Value::Null, &json!("shop"))
         );
     }
-    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outbox_moves_under_load_and_its_consumer_gets_every_row_in_the_order_of_its_aggregate() {
+    let mut last = [0; 5];
+    let mut ids = BTreeMap::new();
+    for (arrival, n, _) in move_under_load("moves_outbox", &OUTBOX).await {
+        assert_eq!(arrival.json(), json!({"n": n, "list": [1, 2]}));
+        let id = arrival.header("id").unwrap();
+        // What comes again, because Debezium had no time to confirm it, is known by its id.
+        if let Some(first) = ids.insert(id, n) {
+            assert_eq!(first, n);
+            continue;
+        }
+        let aggregate = &mut last[usize::try_from(n % 5).unwrap()];
+        assert!(*aggregate < n, "{n} after {aggregate}");
+        *aggregate = n;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_with_older_changes_than_the_publications_is_not_taken() {
-    let world = made_by_debezium("too_young").await;
+    let world = made_by_debezium("too_young", &ORDERS).await;
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
-    std::fs::write(directory.join("application.properties"), properties(&world)).unwrap();
+    std::fs::write(directory.join("application.properties"), properties(&world, &ORDERS)).unwrap();
     // Debezium is stopped too early.
     world.sql.batch_execute("insert into orders values (1, 'placed', 0.5)").await.unwrap();
     done(&world, directory, "import-debezium application.properties --output postrider.toml");
@@ -295,7 +361,7 @@ async fn what_would_change_a_body_is_refused_with_file_and_line() {
     let world = World::bare(servers::shared().await, "refused").await;
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
-    let text = format!("{}debezium.source.converters=isbn\nquarkus.x=1\nfrobnicate=1\n", properties(&world));
+    let text = format!("{}debezium.source.converters=isbn\nquarkus.x=1\nfrobnicate=1\n", properties(&world, &ORDERS));
     std::fs::write(
         directory.join("application.properties"),
         text.replace("schemas.enable=false", "schemas.enable=true"),
@@ -303,7 +369,7 @@ async fn what_would_change_a_body_is_refused_with_file_and_line() {
     .unwrap();
     let said = not_done(&world, directory, "import-debezium application.properties --output postrider.toml");
     for line in [
-        "application.properties:9: refused: debezium.format.schemas.enable:",
+        "application.properties:8: refused: debezium.format.schemas.enable:",
         "application.properties:13: refused: debezium.source.converters:",
         "application.properties:15: not understood: frobnicate",
     ] {

@@ -114,13 +114,29 @@ async fn the_rows_that_a_table_has_are_read_when_it_is_captured_first() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_under_load_with_kills_on_its_way_ends_with_the_rows_of_the_table() {
-    const ROWS: usize = 20_000;
+    read_under_load("snapshot_load", 20_000, 500).await;
+}
+
+/// The same of a table as people have it.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long"]
+async fn a_large_snapshot_under_load_with_kills_on_its_way_ends_with_the_rows_of_the_table() {
+    read_under_load("large_load", row_count(), 2_000).await;
+}
+
+/// ROWS=1000000 for the long runs.
+fn row_count() -> usize {
+    std::env::var("ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(100_000)
+}
+
+/// Three writers while the table is read in chunks of so many rows, and two kills.
+async fn read_under_load(name: &str, count: usize, chunk: usize) {
     let tables = format!(
         "create table t (id bigint primary key, n bigint, v text);
-         insert into t select i, 0, repeat('x', (i % 50)::int) from generate_series(1, {ROWS}) as i; analyze t"
+         insert into t select i, 0, repeat('x', (i % 50)::int) from generate_series(1, {count}) as i; analyze t"
     );
-    let settings = [TABLES, INITIAL, ("POSTRIDER_LIMITS_SNAPSHOT_ROWS", "500")];
-    let world = world("snapshot_load", &tables, &settings).await;
+    let settings = [TABLES, INITIAL, ("POSTRIDER_LIMITS_SNAPSHOT_ROWS", &*chunk.to_string())];
+    let world = world(name, &tables, &settings).await;
     let mut consumer = Consumer::open(&world.amqp_url, "all").await;
     let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let mut writers = JoinSet::new();
@@ -132,7 +148,7 @@ async fn a_snapshot_under_load_with_kills_on_its_way_ends_with_the_rows_of_the_t
             while !stop.load(Ordering::Relaxed) {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 // Keys of its own, so that writers do not wait for each other.
-                let id = i64::try_from((state >> 33) % (ROWS as u64 / 3) * 3 + writer + 1).unwrap();
+                let id = i64::try_from((state >> 33) % (count as u64 / 3) * 3 + writer + 1).unwrap();
                 let statement = match (state >> 20) % 8 {
                     0 => format!("delete from t where id = {id}"),
                     1 => format!("update t set id = id + 1000000 where id = {id}"),
@@ -151,9 +167,10 @@ async fn a_snapshot_under_load_with_kills_on_its_way_ends_with_the_rows_of_the_t
         });
     }
     let environment = world.settings(&settings);
+    let began = std::time::Instant::now();
     let mut program = Program::start(&environment, &["run"]);
     let (mut consumed, mut read) = (BTreeMap::new(), 0);
-    for kill_at in [ROWS / 4, ROWS / 2] {
+    for kill_at in [count / 4, count / 2] {
         while read < kill_at {
             let body = consumer.next(PATIENCE).await.expect("the snapshot goes on").json();
             read += usize::from(body["op"] == "r");
@@ -170,6 +187,7 @@ async fn a_snapshot_under_load_with_kills_on_its_way_ends_with_the_rows_of_the_t
             apply(&mut consumed, &body);
         }
     }
+    let seconds = began.elapsed().as_secs_f64();
     stop.store(true, Ordering::Relaxed);
     while let Some(writer) = writers.join_next().await {
         writer.unwrap();
@@ -182,8 +200,9 @@ async fn a_snapshot_under_load_with_kills_on_its_way_ends_with_the_rows_of_the_t
     let expected = rows(&world).await;
     let differing = expected.iter().filter(|(id, row)| consumed.get(id) != Some(row)).count();
     assert_eq!((differing, consumed.len()), (0, expected.len()), "each row is right, and there are no others");
-    println!("{} written meanwhile, {read} rows read of {}", written.load(Ordering::Relaxed), expected.len());
-    assert!(read < ROWS * 3 / 2, "{read} rows were read: after a kill it goes on where it was");
+    let written = written.load(Ordering::Relaxed);
+    println!("{written} writes in {seconds:.1} s, {read} rows read for {count}, {} there in the end", expected.len());
+    assert!(read < count * 3 / 2, "{read} rows were read: after a kill it goes on where it was");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -303,11 +322,11 @@ async fn in_the_format_debezium_it_is_an_incremental_snapshot() {
     relay.stop().await;
 }
 
-/// ROWS=1000000 for the long run; says how long it took.
+/// Says how long it took.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
 async fn a_large_table() {
-    let count: usize = std::env::var("ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(100_000);
+    let count = row_count();
     let settings = [TABLES];
     let tables = format!(
         "create table t (id bigint primary key, n bigint, v text);
