@@ -225,9 +225,17 @@ impl Hold {
         self.poisoned += 1;
         self.lanes.each(&event, |lane| lane.poisoned += 1);
         self.clear_suspicion(position);
+        self.wait_for_those_parked_meanwhile(position, &event);
         self.settle_event(&event);
         self.is_poison(position, poison, policy);
         true
+    }
+
+    /// Only if `pipelined`: an earlier event of its key was parked while this one was on the wire. It goes no more before that one.
+    fn wait_for_those_parked_meanwhile(&mut self, position: Position, event: &Event) {
+        if self.lot.holds(event) && self.items.get(&position).is_some_and(|item| !item.parked) {
+            self.followers.insert(position);
+        }
     }
 
     /// The broker connection is lost: everything on the wire is ready again and will be sent again in the order of
@@ -307,6 +315,7 @@ impl Hold {
         }
         for (_, position) in lost.values() {
             let Some(event) = self.items.get(position).map(|item| Arc::clone(&item.event)) else { continue };
+            self.wait_for_those_parked_meanwhile(*position, &event);
             self.settle_event(&event);
         }
     }

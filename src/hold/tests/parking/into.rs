@@ -260,3 +260,36 @@ fn a_suspect_that_is_parked_behind_another_is_a_suspect_when_it_is_released_in_t
     yard.add(3, "b", "another");
     assert!(yard.bench.hold.suspects().contains(position(2)));
 }
+
+/// 1 and 2 of a pipelined key are on the wire, and 1 is parked.
+fn with_one_still_on_the_wire() -> Yard {
+    let mut yard = Yard::new();
+    for n in [1, 2] {
+        yard.add_with(n, "a", "shut", |route, _| route.ordering = Ordering::Pipelined);
+    }
+    assert_eq!(yard.go(), [1, 2]);
+    yard.refuse(1, Refusal::Returned);
+    yard.bench.pass(HOLD_FOR);
+    assert!(yard.go().is_empty());
+    assert_eq!(yard.errands(false).park, [(1, "unroutable")]);
+    yard.commit_all();
+    yard
+}
+
+#[test]
+fn what_was_on_the_wire_when_an_event_before_it_was_parked_follows_it_when_the_connection_is_lost() {
+    let mut yard = with_one_still_on_the_wire();
+    yard.bench.hold.wire_lost();
+    assert!(yard.go().is_empty(), "it does not go again before the other");
+    assert_eq!(yard.errands(false).park, [(2, "behind")]);
+    yard.commit_all();
+    assert_eq!(yard.flow_on(), [1, 2]);
+}
+
+#[test]
+fn what_the_broker_refuses_for_good_is_parked_behind_what_was_parked_meanwhile() {
+    let mut yard = with_one_still_on_the_wire();
+    yard.bench.fail(ChannelFault::PreconditionFailed);
+    yard.bench.hold.recount().unwrap();
+    assert_eq!(yard.errands(false).park, [(2, "refused")]);
+}
