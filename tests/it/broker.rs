@@ -359,7 +359,7 @@ async fn a_blocked_broker_is_waited_for_on_the_connection_that_it_blocks() {
     // rabbitmqctl takes its time.
     let patience = Duration::from_secs(20);
     let mut relay = Relay::new(config(&through(&proxy, &vhost), |limits| {
-        limits.confirm_timeout = Duration::from_secs(1);
+        limits.confirm_timeout = Duration::from_secs(3);
         limits.broker_patience = patience;
     }));
     relay.ready().await;
@@ -372,7 +372,7 @@ async fn a_blocked_broker_is_waited_for_on_the_connection_that_it_blocks() {
     publishing.send_all(&events[500..1_000]).await;
     eventually("blocked in the status", async || status.snapshot().broker_blocked).await;
     assert_eq!(metrics.broker_blocked.get(), 1);
-    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    tokio::time::sleep(Duration::from_millis(4_500)).await;
     own.unblock();
     publishing.resolved("after a short block", &all(1_000)).await;
     assert_eq!(metrics.confirm_timeouts.get(), 0, "no time runs out while the broker blocks");

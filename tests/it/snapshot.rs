@@ -151,10 +151,10 @@ async fn read_under_load(name: &str, count: usize, chunk: usize) {
                 let id = i64::try_from((state >> 33) % (count as u64 / 3) * 3 + writer + 1).unwrap();
                 let statement = match (state >> 20) % 8 {
                     0 => format!("delete from t where id = {id}"),
-                    1 => format!("update t set id = id + 1000000 where id = {id}"),
+                    1 => format!("update t set id = id + 10000000 where id = {id}"),
                     2 => format!(
                         "insert into t values ({}, 1, 'new') on conflict (id) do update set n = t.n + 1",
-                        id + 500_000
+                        id + 20_000_000
                     ),
                     3 => format!("begin; update t set n = -1 where id = {id}; rollback"),
                     _ => format!("update t set n = n + 1 where id between {id} and {id} + 2 and id % 3 = {id} % 3"),

@@ -56,19 +56,20 @@ enum Step {
     EndSession(u8),
 }
 
-/// How often what happens: the weight of events of several keys, of the ends of sessions, and how many keys there are.
+/// How often what happens: the weight of events of two keys, of those of a whole table, of the ends of sessions; and how many keys there are.
 #[derive(Clone, Copy)]
 struct Mix {
     joined: u32,
+    barriers: u32,
     ends: u32,
     keys: u8,
 }
 
 /// As in production, but for the faults.
-const ORDINARY: Mix = Mix { joined: 4, ends: 1, keys: KEYS };
+const ORDINARY: Mix = Mix { joined: 4, barriers: 1, ends: 1, keys: KEYS };
 
 /// Everything is tied to everything, and comes again from the slot and from the dead letters.
-const TIED: Mix = Mix { joined: 16, ends: 6, keys: 4 };
+const TIED: Mix = Mix { joined: 12, barriers: 4, ends: 6, keys: 4 };
 
 fn row(mix: Mix) -> impl Strategy<Value = Row> {
     let exchange = 0..u8::try_from(EXCHANGES.len()).unwrap();
@@ -83,8 +84,8 @@ fn row(mix: Mix) -> impl Strategy<Value = Row> {
     let joins = prop_oneof![
         16 => Just(Joined::Nothing),
         mix.joined => (0..mix.keys).prop_map(Joined::Key),
-        1 => Just(Joined::Table),
-        1 => Just(Joined::Keyless),
+        mix.barriers => Just(Joined::Table),
+        mix.barriers => Just(Joined::Keyless),
     ];
     let rare = || prop::bool::weighted(0.03);
     (0..mix.keys, joins, exchange, queue, any::<bool>(), rare(), rare(), policy).prop_map(
