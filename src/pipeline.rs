@@ -419,9 +419,13 @@ impl Pipeline {
     fn commit(&mut self, end: Lsn, time: SystemTime, events: &mut Vec<Event>) -> Result<Seen, PipelineError> {
         faults::point(Point::Commit);
         let end = Lsn(end.0 + u64::from(faults::seeded(Bug::AckEndPlusOne)));
-        let transaction = self.transaction.take().ok_or(ProgressError::CommitWithoutBegin)?;
-        if let Some(heartbeat) = &transaction.heartbeat {
-            self.continuity.next(heartbeat.no, heartbeat.xmax()).map_err(|gap| PipelineError::Gap(gap, end))?;
+        let mut transaction = self.transaction.take().ok_or(ProgressError::CommitWithoutBegin)?;
+        let own = transaction.events > 0 || transaction.heartbeat.is_some();
+        if let Some(heartbeat) = &transaction.heartbeat
+            && !self.continuity.next(heartbeat.no, heartbeat.xmax()).map_err(|gap| PipelineError::Gap(gap, end))?
+        {
+            // Its number would hide those of this life from the record, which are smaller.
+            transaction.heartbeat = None;
         }
         if !transaction.collections.is_empty() {
             let context = transaction.context(self.source_epoch, end, transaction.next_ordinal);
@@ -433,7 +437,6 @@ impl Pipeline {
         if let Some(reading) = &mut self.reading {
             reading.committed(end);
         }
-        let own = transaction.events > 0 || transaction.heartbeat.is_some();
         if let Some(heartbeat) = transaction.heartbeat {
             self.heartbeats.push_back((end, heartbeat));
         }

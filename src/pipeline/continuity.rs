@@ -30,15 +30,15 @@ impl Continuity {
     }
 
     /// `xmax` is that of the heartbeat's snapshot. One of this life was written after the transaction that began it had ended, so that
-    /// its snapshot ends behind `born`.
-    pub fn next(&mut self, found: HeartbeatNo, xmax: u64) -> Result<(), Gap> {
+    /// its snapshot ends behind `born`; of an earlier one nothing is concluded, and `false` returned.
+    pub fn next(&mut self, found: HeartbeatNo, xmax: u64) -> Result<bool, Gap> {
         if xmax <= self.born {
-            return Ok(());
+            return Ok(false);
         }
         let expected = self.last.map_or(self.first_at_most, |last| last + 1);
         let fits = if self.last.is_some() { found == expected } else { found <= expected };
         self.last = Some(found);
-        if fits { Ok(()) } else { Err(Gap { expected, found }) }
+        if fits { Ok(true) } else { Err(Gap { expected, found }) }
     }
 }
 
@@ -63,15 +63,15 @@ mod tests {
     #[test]
     fn a_heartbeat_of_an_earlier_life_says_nothing() {
         let mut numbers = Continuity::new(None, 0, 50);
-        numbers.next(57, 49).unwrap();
-        numbers.next(58, 50).unwrap();
-        numbers.next(1, 51).unwrap();
+        for (number, xmax, of_this_life) in [(57, 49, false), (58, 50, false), (1, 51, true)] {
+            assert_eq!(numbers.next(number, xmax), Ok(of_this_life));
+        }
         assert_eq!(numbers.next(3, 52), Err(Gap { expected: 2, found: 3 }));
     }
 
     #[test]
     fn after_the_first_exactly_the_next_one_is_due() {
-        for (second, result) in [(8, Ok(())), (9, Err(9)), (7, Err(7)), (6, Err(6))] {
+        for (second, result) in [(8, Ok(true)), (9, Err(9)), (7, Err(7)), (6, Err(6))] {
             let mut numbers = Continuity::new(Some(7), 9, 50);
             numbers.next(7, 60).unwrap();
             assert_eq!(numbers.next(second, 60), result.map_err(|found| Gap { expected: 8, found }));

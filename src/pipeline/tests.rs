@@ -98,7 +98,7 @@ impl Bench {
         let rules = ColumnRules::new(&[], b"");
         let changes = ChangeBuilder::new("shop", "shop", origin, router, rules, &Debezium::default(), &[], 1_000_000);
         let outbox = Outbox { schema: "public".to_owned(), table: "outbox".to_owned(), columns: Columns::default() };
-        let continuity = Continuity::new(None, 100, 0);
+        let continuity = Continuity::new(None, 100, 5);
         let pipeline = Pipeline::new(1, Lsn(100), 3, "mine", &outbox, &Source::default(), continuity, builder, changes);
         let mut bench = Bench { pipeline, events: Vec::new() };
         let columns = [("id", 2950), ("aggregatetype", 25), ("aggregateid", 25), ("type", 25), ("payload", 3802)];
@@ -234,6 +234,15 @@ fn a_heartbeat_of_another_slot_says_nothing_about_this_one() {
     bench.takes(begin(200));
     bench.takes(insert(HEARTBEAT, &["theirs", "5", "10:10:"]));
     assert_eq!(bench.takes(commit(200, 210)), Seen::Commit { end: Lsn(210), time: pg_epoch(), own: false });
+    assert_eq!(bench.pipeline.passed_heartbeats().count(), 0);
+}
+
+#[test]
+fn a_heartbeat_of_an_earlier_life_of_the_slot_says_nothing_about_this_one() {
+    let mut bench = Bench::new();
+    bench.takes(begin(200));
+    bench.takes(insert(HEARTBEAT, &["mine", "57", "5:5:"]));
+    assert_eq!(bench.takes(commit(200, 210)), Seen::Commit { end: Lsn(210), time: pg_epoch(), own: true });
     assert_eq!(bench.pipeline.passed_heartbeats().count(), 0);
 }
 
