@@ -62,7 +62,7 @@ mod tests {
         fn whatever_stands_in_the_place_of_a_url(pieces in proptest::collection::vec(prop_oneof![
             proptest::sample::select(vec![
                 "@", ":", "/", "?", "&", "=", ",", "%2F", "%", "%00", "[::1]", "[", "host", "5672", "0", "65536", "sslmode=require",
-                "heartbeat=0", "frame_max=1", "verify=verify_none", "auth_mechanism=external", "user=u", "dbname=d", "port=1,2", "'", "\\",
+                "heartbeat=0", "frame_max=1", "verify=verify_none", "auth_mechanism=external", "user=u", "user=", "dbname=d", "port=1,2", "'", "\\",
                 " ", "connect_timeout=0", "hostaddr=::1", "options=-c x=y", "target_session_attrs=any",
             ]).prop_map(str::to_owned),
             any::<String>(),

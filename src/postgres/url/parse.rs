@@ -214,14 +214,17 @@ fn unescape(text: &str) -> String {
 
 fn build(mut settings: Settings, require_tls: bool) -> Result<Target, ParseTargetError> {
     let hosts = hosts(&mut settings)?;
-    let user = match settings.remove("user") {
+    // As in libpq, one that is empty is not given.
+    let mut named = |name: &str| settings.remove(name).filter(|value| !value.is_empty());
+    let database = named("dbname");
+    let user = match named("user") {
         Some(user) => user,
         None => {
             let of_system = ["USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
             of_system.filter(|user| !user.is_empty()).ok_or(ParseTargetError::NoUser)?
         }
     };
-    let database = settings.remove("dbname").unwrap_or_else(|| user.clone());
+    let database = database.unwrap_or_else(|| user.clone());
 
     let ssl_mode =
         take(&mut settings, "sslmode", "disable, allow, prefer, require, verify-ca or verify-full", |value| {

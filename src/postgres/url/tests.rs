@@ -34,6 +34,7 @@ fn urls_are_read_as_people_write_them() {
 fn several_hosts_have_a_port_each_or_one_for_all() {
     assert_eq!(parse("postgres://u@a:1,b,[::1]:3/d").describe(), "postgresql://u@a:1,b:5432,[::1]:3/d");
     assert_eq!(parse("postgres://u@a,b/d?port=7").describe(), "postgresql://u@a:7,b:7/d");
+    assert_eq!(parse("postgres://u@db/?dbname=").describe(), "postgresql://u@db:5432/u", "as if it were not given");
     assert_eq!(parse("host=a,b port=1,2 user=u dbname=d").describe(), "postgresql://u@a:1,b:2/d");
     assert_eq!(refused("host=a,b,c port=1,2 user=u"), "there are 2 ports for 3 hosts: give one for all, or one each");
 }
