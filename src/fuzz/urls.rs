@@ -57,6 +57,12 @@ fn postgres(url: &str) {
 mod tests {
     use proptest::prelude::*;
 
+    #[test]
+    fn an_empty_user_or_database() {
+        super::check(b"user=");
+        super::check(b"host=db user=u dbname=");
+    }
+
     proptest! {
         #[test]
         fn whatever_stands_in_the_place_of_a_url(pieces in proptest::collection::vec(prop_oneof![

@@ -54,8 +54,10 @@ impl Hold {
     pub(super) fn settle_new(&mut self, event: &Event) {
         for key in event.keys() {
             self.settle(key);
-            // Until now that may have been a candidate, in its home lane.
-            if let Some(second) = self.lanes.second_after(key, event.position)
+            // Until now that may have been a candidate, in its home lane. Only what comes from the dead letters, or is given again beside
+            // that, is older than what is here.
+            if self.released > 0
+                && let Some(second) = self.lanes.second_after(key, event.position)
                 && let Some(home) = self.items.get(&second).map(|item| Arc::clone(&item.event.key))
             {
                 self.settle_lane(&home);

@@ -119,7 +119,7 @@ async fn a_snapshot_under_load_with_kills_on_its_way_ends_with_the_rows_of_the_t
 
 /// The same of a table as people have it.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "long"]
+#[ignore = "a quarter of an hour with ROWS=1000000"]
 async fn a_large_snapshot_under_load_with_kills_on_its_way_ends_with_the_rows_of_the_table() {
     read_under_load("large_load", row_count(), 2_000).await;
 }
