@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use secrecy::ExposeSecret;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use carrier::Carrier;
 use snapshots::Snapshots;
@@ -168,13 +168,7 @@ impl Session {
             biased;
             end = ended.wait() => return Err(SessionError::SqlEnded(end)),
             _ = stop.wait_for(|stop| *stop) => return Ok(()),
-            started = self.start(&target, &mut sql) => match started {
-                Err(SessionError::Slot(SlotError::Halt(halt))) => {
-                    leave(&target, &self.config, &self.witness, &halt).await;
-                    return Err(Box::new(halt).into());
-                }
-                started => started?,
-            },
+            started = self.start(&target, &mut sql) => started?,
         };
         let Some((stream, taken, epoch, letters)) = started else { return Err(SessionError::PublisherEnded) };
 
@@ -197,7 +191,6 @@ impl Session {
         registry.answers.send(loaded).map_err(|_| SessionError::PublisherEnded)?;
         let watched = Watched { witness: self.witness.clone(), publication: taken.publication.clone() };
         let writer = StateWriter::start(sql, Arc::clone(&self.config), watched, epoch, registry);
-        let (config, witness) = (Arc::clone(&self.config), self.witness.clone());
         let result = Box::pin(self.carry(stream, &taken, epoch, writer, ended)).await;
         metrics.session_up.set(0);
         metrics.set_role(Role::Standby);
@@ -205,9 +198,6 @@ impl Session {
             status.role = Role::Standby;
             status.session_up = false;
         });
-        if let Err(SessionError::Halt(halt)) = &result {
-            leave(&target, &config, &witness, halt).await;
-        }
         result
     }
 
@@ -246,7 +236,15 @@ impl Session {
             sleep(STANDBY_POLL.mul_f64(1.0 + rand::random::<f64>())).await;
         }
         let before = Before { witness: &self.witness, missing_topology: self.missing_topology.take() };
-        let taken = slot::take(sql.client_mut(), &mut replication, &self.config, before).await?;
+        let taken = match slot::take(sql.client_mut(), &mut replication, &self.config, before).await {
+            // While the lock is still held.
+            Err(SlotError::Halt(halt)) => {
+                let write = halts::record(sql.client(), &halt, self.witness.source_epoch(&self.config.slot));
+                left(&self.witness, &halt, timeout(LEAVE, write).await.ok());
+                return Err(Box::new(halt).into());
+            }
+            taken => taken?,
+        };
         let messages = self.config.source.streams_messages();
         let stream = replication.start(&self.config.slot, &taken.publications(&self.config), messages, START).await?;
         let (epoch, letters) = state::take_over(sql.client_mut(), &self.config.slot, taken.source()).await?;
@@ -261,13 +259,14 @@ impl Session {
     }
 
     async fn carry(
-        mut self,
+        self,
         stream: ReplicationStream,
         taken: &Taken,
         epoch: i64,
         writer: StateWriter,
         mut ended: sql::Ended,
     ) -> Result<(), SessionError> {
+        let witness = self.witness.clone();
         let database = &taken.identity.database;
         let name = self.config.name.as_deref().unwrap_or(database);
         let router = Arc::new(Router::new(&self.config.routes)?);
@@ -333,6 +332,26 @@ impl Session {
             passed_heartbeat: None,
             snapshots: Snapshots::new(&self.config, &self.metrics, epoch, taken.captures.is_some()),
         };
+        match self.pump(&mut carrier, &mut ended).await {
+            Ok(()) => carrier.finish().await,
+            // What it has delivered by then is acknowledged, or the next session would send it again.
+            Err(SessionError::PublisherEnded) => tokio::select! {
+                biased;
+                end = ended.wait() => Err(SessionError::SqlEnded(end)),
+                finished = carrier.finish() => finished.and(Err(SessionError::PublisherEnded)),
+            },
+            // Before the replication connection is closed, and the lock with it: a standby finds the halt.
+            Err(SessionError::Halt(halt)) => {
+                let write = timeout(LEAVE, carrier.writer.leave((*halt).clone())).await;
+                left(&witness, &halt, write.ok().flatten());
+                Err(SessionError::Halt(halt))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads, hands over and answers until the relay is to stop and has drained (`Ok`), or until something ends.
+    async fn pump(mut self, carrier: &mut Carrier, ended: &mut sql::Ended) -> Result<(), SessionError> {
         let mut feedback = interval(FEEDBACK);
         feedback.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // A status update for each third of what the server waits, also while nothing is read: its own questions go unread then.
@@ -362,13 +381,8 @@ impl Session {
                         }
                         carrier.note_progress();
                     }
-                    None if !reading => return carrier.finish().await,
-                    // What it has delivered by then is acknowledged, or the next session would send it again.
-                    None => return tokio::select! {
-                        biased;
-                        end = ended.wait() => Err(SessionError::SqlEnded(end)),
-                        finished = carrier.finish() => finished.and(Err(SessionError::PublisherEnded)),
-                    },
+                    None if !reading => return Ok(()),
+                    None => return Err(SessionError::PublisherEnded),
                 },
                 written = carrier.writer.written() => {
                     let waited = carrier.undescribed.is_some();
@@ -390,7 +404,7 @@ impl Session {
                         unresolved = carrier.pipeline.progress().unresolved(),
                         "stopping without waiting longer; what is undelivered will be sent again at the next start",
                     );
-                    return carrier.finish().await;
+                    return Ok(());
                 }
                 // Reading waits for room with the publisher: this is the back-pressure, and feedback goes on meanwhile.
                 reserved = reserve(&mut batches), if reading && room.is_none() => {
@@ -423,24 +437,16 @@ impl Session {
     }
 }
 
-/// Leaves a halt in the database, for `adopt` and for the next session. By a connection of its own: that of the session has ended with it.
-/// The relay halts whether it can be written or not.
-async fn leave(target: &Target, config: &Config, witness: &Witness, halt: &Halt) {
-    let source_epoch = witness.read(&config.slot).ok().flatten().map_or(0, |known| known.source_epoch);
-    let write = async {
-        let sql = Sql::connect(target, &config.application_name(), STATEMENT_TIMEOUT).await?;
-        halts::record(sql.client(), halt, source_epoch).await?;
-        Ok::<_, SessionError>(())
+/// A halt has been left in the database, or not: then the next session of this process knows of it, and tries again. The relay halts either
+/// way.
+fn left(witness: &Witness, halt: &Halt, result: Option<Result<(), StateError>>) {
+    let why = match result {
+        Some(Ok(())) => return witness.halted(None),
+        Some(Err(error)) => error::chain(&error),
+        None => "no answer in time".to_owned(),
     };
-    match tokio::time::timeout(LEAVE, write).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => {
-            tracing::warn!(error = %error::chain(&error), "cannot leave the halt in postrider.halts: `postrider adopt` looks for itself");
-        }
-        Err(_) => {
-            tracing::warn!("cannot leave the halt in postrider.halts in time: `postrider adopt` looks for itself");
-        }
-    }
+    witness.halted(Some(halt.clone()));
+    tracing::warn!(error = why, "cannot leave the halt in postrider.halts yet: `postrider adopt` looks for itself");
 }
 
 /// Room for one batch with the publisher; `None` when it has ended. Cancel-safe: the sender stays where it is until then.

@@ -15,6 +15,8 @@ use crate::faults::{self, Point};
 use crate::postgres::capture::Captured;
 use crate::postgres::catalog;
 use crate::postgres::dead_letters::{self, Contents};
+use crate::postgres::halt::Halt;
+use crate::postgres::halts;
 use crate::postgres::identity::{self, Trouble};
 use crate::postgres::slot::{self, Published, SlotError};
 use crate::postgres::snapshot;
@@ -41,6 +43,7 @@ enum Command {
     Describe { table: u32, types: Vec<u32> },
     Identity,
     Snapshots,
+    Leave(Halt),
 }
 
 /// What became of a write.
@@ -66,6 +69,8 @@ pub enum Written {
     Identity(Result<Vec<Trouble>, StateError>),
     /// The snapshot to take now.
     Snapshots(Result<Option<snapshot::Request>, StateError>),
+    /// A halt.
+    Left(Result<(), StateError>),
     /// The dead letters may not be written any more, or are others than it was thought: the session must end.
     Fenced(StateError),
 }
@@ -127,6 +132,17 @@ impl StateWriter {
     /// Asks for the snapshot to take now; false when the task is too busy to take it.
     pub fn look_for_snapshots(&mut self) -> bool {
         self.commands.try_send(Command::Snapshots).is_ok()
+    }
+
+    /// Leaves a halt in the database, for `adopt`, the other replicas and the next session. What else is under way is not heard of any
+    /// more. `None`: the task is gone.
+    pub async fn leave(&mut self, halt: Halt) -> Option<Result<(), StateError>> {
+        self.commands.send(Command::Leave(halt)).await.ok()?;
+        loop {
+            if let Written::Left(result) = self.written.recv().await? {
+                return Some(result);
+            }
+        }
     }
 
     /// The next result. Cancel-safe. Never resolves once the task is gone: the end of the SQL session is told elsewhere.
@@ -254,6 +270,7 @@ impl Writer {
             }
             Command::Publication => Written::Publication(self.look_at_publication().await),
             Command::Snapshots => Written::Snapshots(snapshot::next(client, &self.config).await),
+            Command::Leave(halt) => Written::Left(halts::record(client, &halt, self.witness.source_epoch(slot)).await),
             Command::Identity => {
                 let troubles = identity::troubles(client, &self.config).await;
                 Written::Identity(troubles.map_err(StateError::unseen))

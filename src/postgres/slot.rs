@@ -158,13 +158,16 @@ pub async fn take(
         return Err(SlotError::NotMigrated);
     }
     if faults::seeded(Bug::RecreateSlot) && find(sql, &config.slot).await?.is_none() {
-        sql.execute(include_str!("../../sql/queries/forget_slot.sql"), &[&config.slot]).await?;
+        sql.execute("update postrider.progress set phase = 'creating' where slot = $1", &[&config.slot]).await?;
     }
     let record = state::load(sql, &config.slot).await?;
     let (scene, known) = look(sql, Some(replication), config, before.witness, identity, record).await?;
     halt::examine(&config.slot, &scene, known.as_ref().filter(|_| !faults::seeded(Bug::RecreateSlot)))?;
     if let Some(left) = halts::load(sql, &config.slot).await?.filter(|left| left.decided_by_a_person) {
         return Err(Halt::left(&config.slot, &left).into());
+    }
+    if let Some(halt) = known.as_ref().and_then(|known| known.halt.clone()) {
+        return Err(halt.into());
     }
     let recorded = scene.record.as_ref().and_then(|record| record.publication_state.as_deref());
     let seen = check_publication(sql, config, recorded).await;

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::faults::{self, Point};
 use crate::lsn::Lsn;
+use crate::postgres::halt::Halt;
 use crate::postgres::slot::Taken;
 
 /// What is known of one slot.
@@ -32,6 +33,9 @@ pub struct Known {
     pub heartbeat_no: i64,
     /// The newest heartbeat before `intended`.
     pub recorded_heartbeat_no: Option<i64>,
+    /// What this process has found and could not leave in `postrider.halts` yet.
+    #[serde(skip)]
+    pub halt: Option<Halt>,
 }
 
 impl Known {
@@ -49,6 +53,7 @@ impl Known {
             source_epoch: taken.source_epoch,
             heartbeat_no: earlier.heartbeat_no.max(taken.heartbeat_no),
             recorded_heartbeat_no: earlier.recorded_heartbeat_no.max(taken.recorded_heartbeat_no),
+            halt: None,
         }
     }
 }
@@ -99,6 +104,11 @@ impl Witness {
         Ok(known.clone())
     }
 
+    /// The highest that is known of; 0 where nothing is, or where it cannot be read.
+    pub fn source_epoch(&self, slot: &str) -> u32 {
+        self.read(slot).ok().flatten().map_or(0, |known| known.source_epoch)
+    }
+
     /// A session begins: what was known of the slot before is replaced.
     pub fn begin(&self, known: Known) {
         *self.lock() = Some(known);
@@ -116,6 +126,13 @@ impl Witness {
             known.intended = known.intended.max(intended);
             known.acknowledged = known.acknowledged.max(acknowledged);
             known.recorded_heartbeat_no = known.recorded_heartbeat_no.max(heartbeat);
+        }
+    }
+
+    /// A halt that may not be found a second time: kept for the next session until it can be left in the database.
+    pub fn halted(&self, halt: Option<Halt>) {
+        if let Some(known) = &mut *self.lock() {
+            known.halt = halt;
         }
     }
 
@@ -183,6 +200,7 @@ fn digest(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::halt::Cause;
 
     fn known() -> Known {
         Known { slot: "s".into(), intended: Lsn(9), acknowledged: Lsn(8), heartbeat_no: 3, ..Known::default() }
@@ -215,6 +233,18 @@ mod tests {
         witness.raise(Lsn(1), Lsn(1), None);
         witness.heartbeat(1);
         assert_eq!(witness.read("s").unwrap(), Some(known()));
+    }
+
+    #[test]
+    fn a_halt_that_was_not_left_is_remembered_until_the_relay_carries() {
+        let witness = Witness::new(None, "s");
+        witness.begin(known());
+        let halt = Halt { slot: "s".into(), cause: Cause::SlotMissing, from: Lsn(8), to: Lsn(9) };
+        witness.halted(Some(halt.clone()));
+        witness.raise(Lsn(20), Lsn(19), None);
+        assert_eq!(witness.read("s").unwrap().unwrap().halt, Some(halt));
+        witness.begin(known());
+        assert_eq!(witness.read("s").unwrap().unwrap().halt, None);
     }
 
     #[test]

@@ -276,6 +276,8 @@ impl Carrier {
                 tracing::debug!(error = %error::chain(&error), "cannot look at the captured tables");
             }
             Written::Snapshots(found) => self.snapshots.found(found),
+            // Waited for where it is asked for.
+            Written::Left(_) => {}
             Written::Fenced(error) => return Err(error.into()),
             Written::Clock(Ok(reading)) => {
                 self.clock = Some((reading.at, reading.asked));

@@ -1,5 +1,7 @@
 //! Each halt, from the fault to a relay that carries again by nothing but what the messages say (guarantee G8).
 
+mod left;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -318,7 +320,9 @@ async fn a_publication_that_is_dropped_under_the_running_relay_halts_it() {
     let (mut stage, relay) = Stage::new(World::new("h_publication").await).await;
     stage.world.sql.batch_execute("drop publication postrider").await.unwrap();
     stage.insert("gap", 2).await;
-    let problem = relay.until("it halts", |snapshot| snapshot.role == Role::Halted).await.problem.unwrap();
+    let halted = relay.until("it halts", |snapshot| snapshot.role == Role::Halted).await;
+    assert_eq!(halted.halt.unwrap().reason, "publication_missing");
+    let problem = halted.problem.unwrap();
     assert!(problem.contains("publication postrider"), "{problem}");
     let refused = stage.world.refused(&["adopt", "--reason", "too early"]);
     let remedy = refused

@@ -59,6 +59,7 @@ fn known() -> Known {
         source_epoch: 1,
         heartbeat_no: 9,
         recorded_heartbeat_no: None,
+        halt: None,
     }
 }
 

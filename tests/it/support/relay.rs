@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postrider::config::Config;
 use postrider::metrics::Metrics;
@@ -14,7 +14,7 @@ use postrider::status::{Snapshot, Status};
 use tokio::sync::oneshot;
 
 use super::world::World;
-use super::{eventually, unique, within};
+use super::{PATIENCE, eventually, unique, within};
 
 /// `postrider::relay::run` on a thread of its own, as `main` runs it.
 pub(crate) struct Relay {
@@ -53,9 +53,22 @@ impl Relay {
         Relay { status, metrics, stop: Some(stop), thread: Some(std::thread::spawn(run)) }
     }
 
-    /// Waits for a state of the relay.
+    /// Waits for a state of the relay. Panics with what it says of itself, and what it said on the way.
     pub(crate) async fn until(&self, what: &str, fact: impl Fn(&Snapshot) -> bool) -> Snapshot {
-        eventually(what, || async { Some(self.status.snapshot()).filter(|snapshot| fact(snapshot)) }).await
+        let began = Instant::now();
+        let mut said: Vec<String> = Vec::new();
+        loop {
+            let snapshot = self.status.snapshot();
+            if fact(&snapshot) {
+                return snapshot;
+            }
+            let problem = snapshot.problem.as_deref().unwrap_or("no problem");
+            if said.last().is_none_or(|last| !last.ends_with(problem)) {
+                said.push(format!("after {:.1?}: {problem}", began.elapsed()));
+            }
+            assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}; {}\n{snapshot:#?}", said.join("\n"));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Waits until it does not carry, and gives the reason.
