@@ -25,9 +25,10 @@ use crate::workload::{SECRET, Workload};
 const KEEP_WRITING: Duration = Duration::from_secs(20);
 /// Before the first fault.
 const WARM_UP: Duration = Duration::from_secs(3);
-/// Of the relay, while it streams: less than `wal_sender_timeout` (60 s), and more than any fault stops it for (a freeze, 30 s,
-/// and the time between two status updates).
-const SILENCE: Duration = Duration::from_secs(45);
+/// What PostgreSQL says when it ends a connection that it has heard nothing from (`wal_sender_timeout`, 10 s, see `database.rs`).
+const UNHEARD: &str = "terminating walsender process due to replication timeout";
+/// What a fault has silenced may be ended for so long after it.
+const GHOST: Duration = Duration::from_secs(15);
 /// What is lost on purpose is not waited for any longer.
 const LOSSY: Duration = Duration::from_secs(20);
 /// What the relay may take besides four times the largest row.
@@ -87,19 +88,17 @@ pub(crate) async fn run(plan: Plan, evidence: Evidence) -> Outcome<bool> {
     }
     tokio::time::sleep(WARM_UP).await;
     let until = Instant::now() + Duration::from_secs(plan.seconds);
-    verdicts.extend(faults_until(until, &plan, &mut rng, (&chaos, &workload), &mut events).await?);
+    let mut feedback = Feedback::default();
+    let failed = faults_until(until, &plan, &mut rng, (&chaos, &workload, &mut feedback), &mut events).await?;
+    verdicts.extend(failed);
+    feedback.look(&chaos, false).await?;
+    verdicts.push(feedback.verdict(samplers.longest_silence()));
     workload.stop().await?;
     chaos.consumer.pause(false);
     verdicts.push(drained(&chaos, if drops { LOSSY } else { plan.patience }).await);
     verdicts.push(metrics(&chaos, drops).await);
     verdicts.push(verdict("I8 halt", !samplers.halted(), "no fault of this run may halt the relay"));
     verdicts.push(verdict("ends", chaos.relay.surprises() == 0, "times that the relay ended by itself: see relay.log"));
-    let silence = samplers.longest_silence();
-    verdicts.push(verdict(
-        "I10 feedback",
-        silence < SILENCE,
-        format!("PostgreSQL heard nothing for {:.1} s at most", silence.as_secs_f64()),
-    ));
     samplers.stop().await?;
 
     let (kills, aborts, rss) = (chaos.relay.kills(), chaos.relay.aborts(), chaos.max_rss_kib());
@@ -173,7 +172,7 @@ async fn faults_until(
     until: Instant,
     plan: &Plan,
     rng: &mut StdRng,
-    (chaos, workload): (&Chaos, &Workload),
+    (chaos, workload, feedback): (&Chaos, &Workload, &mut Feedback),
     events: &mut Vec<Event>,
 ) -> Outcome<Option<Verdict>> {
     let mut left = Vec::new();
@@ -188,6 +187,7 @@ async fn faults_until(
         inject(&round, chaos).await?;
         let to = chaos.now();
         let recovery = recovered(chaos, workload, plan.patience).await;
+        feedback.look(chaos, round.faults.iter().any(|fault| fault.silences_the_relay())).await?;
         let names: Vec<&str> = round.faults.iter().map(|fault| fault.name).collect();
         let what = format!("{}{}", names.join(" + "), if round.kills { " + kills" } else { "" });
         let error = recovery.as_ref().err().map(ToString::to_string);
@@ -201,6 +201,38 @@ async fn faults_until(
     }
     let longest = events.iter().filter_map(|event| event.recovery).fold(0.0, f64::max);
     Ok(Some(verdict("I10 recovery", true, format!("after each fault within {longest:.1} s"))))
+}
+
+/// Whether PostgreSQL has given up a relay whose words nothing kept from it.
+#[derive(Default)]
+struct Feedback {
+    /// Connections that it has ended so far.
+    ended: usize,
+    unexcused: usize,
+    excused_until: Option<Instant>,
+}
+
+impl Feedback {
+    async fn look(&mut self, chaos: &Chaos, silenced: bool) -> Outcome<()> {
+        let ended = chaos.database.server.command("logs", &[]).await?.matches(UNHEARD).count();
+        if silenced {
+            self.excused_until = Some(Instant::now() + GHOST);
+        }
+        if self.excused_until.is_none_or(|until| until < Instant::now()) {
+            self.unexcused += ended - self.ended;
+        }
+        self.ended = ended;
+        Ok(())
+    }
+
+    fn verdict(&self, (silence, at): (Duration, f64)) -> Verdict {
+        let Feedback { ended, unexcused, .. } = self;
+        let says = format!(
+            "PostgreSQL gave up {ended} connections for their silence, {unexcused} of them without a reason; it heard nothing for {:.1} s at most (after {at:.1} s)",
+            silence.as_secs_f64()
+        );
+        verdict("I10 feedback", *unexcused == 0, says)
+    }
 }
 
 async fn inject(round: &Round, chaos: &Chaos) -> Outcome<()> {

@@ -2,8 +2,8 @@
 
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -24,8 +24,8 @@ struct Shared {
     slot: Lines,
     url: String,
     max_parked: AtomicU64,
-    /// For which PostgreSQL has heard nothing over a connection that streams.
-    longest_silence_millis: AtomicU64,
+    /// For which PostgreSQL has heard nothing over a connection that streams, and when that was in seconds.
+    longest_silence: Mutex<(Duration, f64)>,
     /// `/status` was seen to say so.
     halted: AtomicBool,
 }
@@ -38,7 +38,7 @@ impl Samplers {
             slot: evidence.lines(SLOT)?,
             url: url.to_owned(),
             max_parked: AtomicU64::new(0),
-            longest_silence_millis: AtomicU64::new(0),
+            longest_silence: Mutex::default(),
             halted: AtomicBool::new(false),
         });
         let mut tasks = JoinSet::new();
@@ -52,8 +52,9 @@ impl Samplers {
         self.shared.max_parked.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn longest_silence(&self) -> Duration {
-        Duration::from_millis(self.shared.longest_silence_millis.load(Ordering::Relaxed))
+    /// And after how many seconds of the run.
+    pub(crate) fn longest_silence(&self) -> (Duration, f64) {
+        *self.shared.longest_silence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn halted(&self) -> bool {
@@ -101,7 +102,11 @@ async fn sample_until_it_breaks(shared: &Shared) -> Outcome<()> {
             shared.slot.add(&SlotSample { at, server_started: row.get(0), confirmed })?;
             shared.max_parked.fetch_max(row.get::<_, i64>(2).unsigned_abs(), Ordering::Relaxed);
             let silence: i64 = row.get::<_, Option<i64>>(3).unwrap_or_default().max(0);
-            shared.longest_silence_millis.fetch_max(silence.unsigned_abs(), Ordering::Relaxed);
+            let silence = Duration::from_millis(silence.unsigned_abs());
+            let mut longest = shared.longest_silence.lock().unwrap_or_else(PoisonError::into_inner);
+            if silence > longest.0 {
+                *longest = (silence, at);
+            }
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -156,6 +156,11 @@ impl Fault {
         matches!(self.name, "pg-restart" | "pg-immediate" | "pg-kill" | "pg-pause")
     }
 
+    /// Whether it keeps what the relay says from PostgreSQL.
+    pub(crate) fn silences_the_relay(&self) -> bool {
+        self.name.starts_with("sql-") || matches!(self.name, "freeze" | "pg-pause")
+    }
+
     /// Does it, and undoes it.
     pub(crate) async fn inject(&self, chaos: &Chaos, rng: &mut StdRng, length: Duration) -> Outcome<()> {
         let through_proxy = self.name.starts_with("amqp-") || self.name.starts_with("sql-");

@@ -11,8 +11,8 @@ use crate::chaos::Chaos;
 
 /// Longer than `lock_timeout` of the relay's sessions and its hold together, so that parking fails while acknowledging goes on.
 const LOCKED: Duration = Duration::from_secs(14);
-/// Longer than PostgreSQL may hear nothing (see `run::SILENCE`), and shorter than `wal_sender_timeout`.
-const LONG_ALARM: Duration = Duration::from_secs(55);
+/// Twice `wal_sender_timeout` (10 s, see `database.rs`), and more.
+const LONG_ALARM: Duration = Duration::from_secs(25);
 /// What comes while nothing may go: many times the relay's windows.
 const BACKLOG: (usize, usize, usize) = (32, 500, 16 * 1024);
 /// The first publish tells the relay that it is blocked, and ten seconds later its session ends.
