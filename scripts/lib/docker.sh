@@ -17,6 +17,10 @@ docker_create_postgres() {
     prelude+=' && install -d -o postgres -m 700 "$PGDATA" && { [ -s "$PGDATA/PG_VERSION" ] ||
       gosu postgres pg_basebackup -d "$PRIMARY" -D "$PGDATA" -R -X stream -C -S "$SLOT" -c fast; }'
   fi
+  if [ -n "$disk" ]; then
+    docker_disk || return
+    run_options+=(-v "$(container)-disk:/disk" -e PGDATA=/disk/data)
+  fi
   # shellcheck disable=SC2016 # expanded in the container
   docker_create "$postgres_image" "$prelude"' && exec docker-entrypoint.sh "$@"' \
     postgres -c hba_file=/etc/postrider/pg_hba.conf "${options[@]}" || return
@@ -40,6 +44,21 @@ docker_create_rabbitmq() {
     { [ ! -f erlang.cookie ] || { cp -p erlang.cookie /var/lib/rabbitmq/.erlang.cookie && chmod 400 /var/lib/rabbitmq/.erlang.cookie; }; } && cd / && exec docker-entrypoint.sh "$@"' rabbitmq-server || return
   [ -z "$cluster" ] || docker_network
 }
+
+# In memory, so that it can be filled within a moment. It lasts for as long as a container has it: a second one does, from which it
+# is filled and cleared whether the server lives or not.
+docker_disk() {
+  docker volume create --label "postrider.servers=$root" --driver local --opt type=tmpfs --opt device=tmpfs \
+    --opt "o=size=${disk}m,mode=755" "$(container)-disk" >/dev/null &&
+    docker run -d --name "$(container)-disk" --label "postrider.servers=$root" -v "$(container)-disk:/disk" \
+      --entrypoint sleep "$postgres_image" infinity >/dev/null
+}
+docker_fill() {
+  [ -n "${disk:-}" ] || die "$name was started without --disk"
+  # Ends with an error: there is no room left.
+  docker exec "$(container)-disk" sh -c 'cat /dev/zero >/disk/filler 2>/dev/null; df -m /disk >&2'
+}
+docker_spare() { docker exec "$(container)-disk" rm -f /disk/filler; }
 
 # The nodes of a cluster, or a primary and its standbys, have a network of their own beside the one over which clients come, so that they can be parted.
 docker_network() {
@@ -77,6 +96,10 @@ docker_unpause() { docker unpause "$(container)" >/dev/null; }
 docker_logs() { docker logs "$(container)" 2>&1; }
 docker_remove() {
   docker rm -f -v "$(container)" >/dev/null 2>&1 || true
+  if [ -n "${disk:-}" ]; then
+    docker rm -f "$(container)-disk" >/dev/null 2>&1 || true
+    docker volume rm "$(container)-disk" >/dev/null 2>&1 || true
+  fi
   # Refused while another node is in it: the last one takes it away.
   docker network rm "postrider-${cluster:-$name}" >/dev/null 2>&1 || true
 }
@@ -108,6 +131,9 @@ docker_sweep() {
   left=$(timeout 10 docker ps -aq --filter "label=postrider.servers=$root" --filter "name=^/postrider-$1" 2>/dev/null) || return 0
   # shellcheck disable=SC2086 # one word for each container
   [ -z "$left" ] || docker rm -f -v $left >/dev/null
+  left=$(timeout 10 docker volume ls -q --filter "label=postrider.servers=$root" --filter "name=^postrider-$1" 2>/dev/null) || return 0
+  # shellcheck disable=SC2086 # one word for each volume
+  [ -z "$left" ] || docker volume rm $left >/dev/null
   left=$(timeout 10 docker network ls -q --filter "label=postrider.servers=$root" --filter "name=^postrider-$1" 2>/dev/null) || return 0
   # shellcheck disable=SC2086 # one word for each network
   [ -z "$left" ] || docker network rm $left >/dev/null

@@ -36,6 +36,7 @@ local_directory() {
 
 local_create_postgres() {
   local programs each value
+  [ -z "$disk" ] || local_fill
   programs=$(postgres_programs)
   install -d -m 755 "$private" && mkdir -p "$private/etc" || return
   postgres_hba >"$private/etc/pg_hba.conf"
@@ -100,6 +101,8 @@ rabbitmq_environment() {
 local_node() { printf 'postrider-%s@localhost' "$1"; }
 local_cut() { die 'local servers share one network: a node cannot be cut off'; }
 local_mend() { local_cut; }
+local_fill() { die 'local servers have no disk of their own: none can be filled'; }
+local_spare() { local_fill; }
 
 local_launch() {
   case $kind in

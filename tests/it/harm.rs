@@ -7,7 +7,7 @@ use postrider::postgres::url::Target;
 use postrider::preflight::{self, Finding, Level, Remedy};
 
 use crate::check::{self, Database};
-use crate::parking::{QUICK, slot_passes};
+use crate::parking::slot_passes;
 use crate::rabbit::Server;
 use crate::support::account::{self, Account, Load};
 use crate::support::consumer::Consumer;
@@ -228,45 +228,6 @@ async fn a_server_without_a_free_connection_is_waited_for_and_said_once() {
     program.says("carrying\"").await;
     world.insert("1", "Placed", "{}").await;
     Consumer::open(&world.amqp_url, "all").await.take(1).await;
-}
-
-/// F49, as far as rule R8 goes. The cause is a trigger that answers as a full disk does: its own UPDATE needs no new page, so that on a real
-/// one the server's WAL would end first.
-#[tokio::test(flavor = "multi_thread")]
-async fn progress_that_cannot_be_written_does_not_keep_wal() {
-    let world = World::new("disk_full").await;
-    world.queue("all", "#").await;
-    let mut program = Program::start(&world.settings(&QUICK), &["run"]);
-    program.says("carrying").await;
-    world
-        .sql
-        .batch_execute(
-            "create function full_disk() returns trigger language plpgsql as $$
-                begin raise exception 'could not extend file: No space left on device' using errcode = 'disk_full'; end $$;
-             create trigger full_disk before update on postrider.progress for each row execute function full_disk()",
-        )
-        .await
-        .unwrap();
-    let recorded = "select intended_lsn::text from postrider.progress";
-    let before: String = world.sql.query_one(recorded, &[]).await.unwrap().get(0);
-    for n in 0..200 {
-        world.insert(&n.to_string(), "Placed", "{}").await;
-    }
-    slot_passes(&world).await;
-    let after: String = world.sql.query_one(recorded, &[]).await.unwrap().get(0);
-    assert_eq!(before, after, "nothing could be written");
-    program.says("cannot write postrider.progress; acknowledging without it").await;
-    world.sql.batch_execute("drop trigger full_disk on postrider.progress").await.unwrap();
-    world.insert("1", "Placed", "{}").await;
-    let written = world.current_lsn().await;
-    let caught_up = format!("select count(*) from postrider.progress where intended_lsn >= '{written}'");
-    slot_passes(&world).await;
-    eventually("the record is written again", || async { (world.count(&caught_up).await == 1).then_some(()) }).await;
-    Consumer::open(&world.amqp_url, "all").await.take(201).await;
-    // The record that has caught up lets another process go on.
-    program.signal("-TERM");
-    assert!(program.exit(Duration::from_secs(25)).await.success());
-    Relay::carrying(&world, &[]).await.stop().await;
 }
 
 fn find<'f>(findings: &'f [Finding], check: &str) -> &'f Finding {

@@ -27,6 +27,8 @@ mod dead_letter_queues;
 #[cfg(test)]
 mod debezium;
 #[cfg(test)]
+mod disk;
+#[cfg(test)]
 mod dlq;
 #[cfg(test)]
 mod dlq_queue;
