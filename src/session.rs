@@ -6,22 +6,22 @@
 
 mod carrier;
 mod snapshots;
+mod takeover;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use secrecy::ExposeSecret;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use carrier::Carrier;
 use snapshots::Snapshots;
+use takeover::{LEAVE, left};
 
 use crate::config::load::SecretError;
 use crate::config::{Config, SecretSource};
-use crate::dead_letters::DeadLetter;
 use crate::dead_letters::desk::{Answer, Registry};
-use crate::error;
 use crate::event::Ticket;
 use crate::event::captured::ColumnRules;
 use crate::event::change::{ChangeBuilder, Origin};
@@ -32,14 +32,13 @@ use crate::pipeline::continuity::Continuity;
 use crate::pipeline::{Pipeline, PipelineError};
 use crate::postgres::error::ConnectError;
 use crate::postgres::halt::Halt;
-use crate::postgres::halts;
 use crate::postgres::identity;
-use crate::postgres::replication::{ReplicationConnection, ReplicationError, ReplicationStream};
-use crate::postgres::slot::{self, Before, SlotError, Taken};
+use crate::postgres::replication::{ReplicationError, ReplicationStream};
+use crate::postgres::slot::{self, SlotError, Taken};
 use crate::postgres::sql::{self, Sql, SqlError};
-use crate::postgres::state::{self, StateError};
+use crate::postgres::state::StateError;
 use crate::postgres::url::{ParseTargetError, Target};
-use crate::postgres::witness::{Known, Witness};
+use crate::postgres::witness::Witness;
 use crate::rabbitmq::publisher::Batch;
 use crate::state_writer::{StateWriter, Watched};
 use crate::status::{Role, Status};
@@ -51,17 +50,15 @@ const PING: Duration = Duration::from_secs(10);
 /// Nothing from PostgreSQL for this long, though each [`PING`] asks for an answer: it is dead, and something between keeps the
 /// connection. A walsender that decodes a large transaction answers after half of `wal_sender_timeout` (60 s) at the latest.
 const SILENCE: Duration = Duration::from_secs(90);
+/// The same of the connection for SQL, which is asked for the time with each [`PING`]. Each of its statements has [`STATEMENT_TIMEOUT`], and
+/// a few may wait for each other: making a slot, taking over with many dead letters. Who waits longer keeps the slot from those who would
+/// carry.
+const SQL_SILENCE: Duration = Duration::from_secs(120);
 /// Bytes of WAL taken in one go; together with the channel's capacity it bounds what is between reader and publisher. Events take
 /// about four times as much, and what fits the processor's cache is cheaper to hand over.
 const READ_BYTES: usize = 256 * 1024;
 /// For each statement about state: what takes longer is stuck, and tried again in a new session.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
-/// The server's consent to START_REPLICATION: it reads the slot from disk and the WAL's start.
-const START: Duration = Duration::from_secs(30);
-/// To leave a halt in the database.
-const LEAVE: Duration = Duration::from_secs(5);
-/// How often a standby asks for the lock (with jitter of as much again).
-const STANDBY_POLL: Duration = Duration::from_millis(500);
 
 /// What a session needs from the relay that runs it.
 pub struct Session {
@@ -105,6 +102,11 @@ pub enum SessionError {
     Replication(#[from] ReplicationError),
     #[error("the SQL session ended")]
     SqlEnded(#[source] Arc<SqlError>),
+    #[error(
+        "PostgreSQL has not answered a statement for {} s, and keeps the connection: is there a proxy or a firewall between?",
+        SQL_SILENCE.as_secs()
+    )]
+    SqlSilent,
     #[error(transparent)]
     State(#[from] StateError),
     #[error(transparent)]
@@ -124,7 +126,7 @@ impl SessionError {
     pub fn reconnect_reason(&self) -> Option<&'static str> {
         match self {
             SessionError::Connect(_) => Some("connect"),
-            SessionError::Replication(_) | SessionError::SqlEnded(_) => Some("lost"),
+            SessionError::Replication(_) | SessionError::SqlEnded(_) | SessionError::SqlSilent => Some("lost"),
             SessionError::State(error) if error.session_is_gone() => Some("lost"),
             _ => None,
         }
@@ -201,63 +203,6 @@ impl Session {
         result
     }
 
-    /// Up to the point where WAL flows and this relay is the one that carries. The order is rule R6's: the lock, then
-    /// START_REPLICATION, then the epoch, and only then may anything be published. `None`: the publisher has ended meanwhile.
-    async fn start(
-        &mut self,
-        target: &Target,
-        sql: &mut Sql,
-    ) -> Result<Option<(ReplicationStream, Taken, i64, Vec<DeadLetter>)>, SessionError> {
-        let mut replication = ReplicationConnection::connect(target, &self.config.application_name()).await?;
-        let mut waiting = false;
-        let halted = self.status.snapshot().role == Role::Halted;
-        // A standby without a broker would keep the slot from one that has it.
-        while !(self.can_publish() && slot::try_lock(sql.client(), &mut replication, &self.config.slot).await?) {
-            // Whoever looks at a halted slot holds its lock for a moment: `adopt`, another replica.
-            let still_halted = halted && halts::load(sql.client(), &self.config.slot).await?.is_some();
-            if !waiting && !still_halted && self.can_publish() {
-                waiting = true;
-                tracing::info!(slot = self.config.slot, "another relay carries; standing by");
-                let text = format!("another relay holds slot {}; standing by to take over", self.config.slot);
-                // A halt that somebody else has got over is one no longer.
-                self.metrics.set_role(Role::Standby);
-                self.metrics.set_halted(None);
-                self.metrics.forget_delivery();
-                self.status.update(|status| {
-                    status.role = Role::Standby;
-                    status.standing_by = true;
-                    status.problem = Some(text);
-                    status.halt = None;
-                });
-            }
-            if self.resolved.is_closed() {
-                return Ok(None);
-            }
-            sleep(STANDBY_POLL.mul_f64(1.0 + rand::random::<f64>())).await;
-        }
-        let before = Before { witness: &self.witness, missing_topology: self.missing_topology.take() };
-        let taken = match slot::take(sql.client_mut(), &mut replication, &self.config, before).await {
-            // While the lock is still held.
-            Err(SlotError::Halt(halt)) => {
-                let write = halts::record(sql.client(), &halt, self.witness.source_epoch(&self.config.slot));
-                left(&self.witness, &halt, timeout(LEAVE, write).await.ok());
-                return Err(Box::new(halt).into());
-            }
-            taken => taken?,
-        };
-        let messages = self.config.source.streams_messages();
-        let stream = replication.start(&self.config.slot, &taken.publications(&self.config), messages, START).await?;
-        let (epoch, letters) = state::take_over(sql.client_mut(), &self.config.slot, taken.source()).await?;
-        halts::forget(sql.client(), &self.config.slot).await?;
-        self.witness.begin(Known::of(&self.config.slot, &taken, epoch));
-        Ok(Some((stream, taken, epoch, letters)))
-    }
-
-    fn can_publish(&self) -> bool {
-        let status = self.status.snapshot();
-        status.broker_up && status.broker_blocked.is_none()
-    }
-
     async fn carry(
         self,
         stream: ReplicationStream,
@@ -302,6 +247,7 @@ impl Session {
         }
         let mut carrier = Carrier {
             began: Instant::now(),
+            answered: Instant::now(),
             acknowledged: taken.confirmed,
             intended: taken.confirmed,
             received: taken.confirmed,
@@ -332,7 +278,7 @@ impl Session {
             passed_heartbeat: None,
             snapshots: Snapshots::new(&self.config, &self.metrics, epoch, taken.captures.is_some()),
         };
-        match self.pump(&mut carrier, &mut ended).await {
+        let result = match self.pump(&mut carrier, &mut ended).await {
             Ok(()) => carrier.finish().await,
             // What it has delivered by then is acknowledged, or the next session would send it again.
             Err(SessionError::PublisherEnded) => tokio::select! {
@@ -340,14 +286,18 @@ impl Session {
                 end = ended.wait() => Err(SessionError::SqlEnded(end)),
                 finished = carrier.finish() => finished.and(Err(SessionError::PublisherEnded)),
             },
+            Err(error) => Err(error),
+        };
+        match &result {
             // Before the replication connection is closed, and the lock with it: a standby finds the halt.
             Err(SessionError::Halt(halt)) => {
-                let write = timeout(LEAVE, carrier.writer.leave((*halt).clone())).await;
-                left(&witness, &halt, write.ok().flatten());
-                Err(SessionError::Halt(halt))
+                let write = timeout(LEAVE, carrier.writer.leave(Halt::clone(halt))).await;
+                left(&witness, halt, write.ok().flatten());
             }
-            Err(error) => Err(error),
+            Ok(()) | Err(SessionError::PublisherEnded) => carrier.stream.close().await,
+            Err(_) => {}
         }
+        result
     }
 
     /// Reads, hands over and answers until the relay is to stop and has drained (`Ok`), or until something ends.
@@ -435,18 +385,6 @@ impl Session {
             }
         }
     }
-}
-
-/// A halt has been left in the database, or not: then the next session of this process knows of it, and tries again. The relay halts either
-/// way.
-fn left(witness: &Witness, halt: &Halt, result: Option<Result<(), StateError>>) {
-    let why = match result {
-        Some(Ok(())) => return witness.halted(None),
-        Some(Err(error)) => error::chain(&error),
-        None => "no answer in time".to_owned(),
-    };
-    witness.halted(Some(halt.clone()));
-    tracing::warn!(error = why, "cannot leave the halt in postrider.halts yet: `postrider adopt` looks for itself");
 }
 
 /// Room for one batch with the publisher; `None` when it has ended. Cancel-safe: the sender stays where it is until then.

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::SessionError;
 use super::snapshots::Snapshots;
+use super::{SQL_SILENCE, SessionError};
 use crate::error;
 use crate::event::{Event, Ticket};
 use crate::faults::{self, Bug, Point};
@@ -26,7 +26,7 @@ const IDLE_STEP_BYTES: u64 = 1024 * 1024;
 /// (LOG_SNAPSHOT_INTERVAL_MS of its background writer), and lets go of what lies before that only when it is acknowledged. One and
 /// no more: its record is WAL itself.
 const AFTERWARDS: Duration = Duration::from_secs(20);
-/// From the last acknowledgement to the end of the connection, at most, when stopping.
+/// For the last acknowledgement, when stopping.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 /// A session that has lasted this long has not met again what the one before halted at.
 const NOT_HALTED: Duration = Duration::from_secs(3);
@@ -40,6 +40,8 @@ pub(super) struct Carrier {
     pub(super) pipeline: Pipeline,
     pub(super) writer: StateWriter,
     pub(super) began: Instant,
+    /// When the connection for SQL was last heard of.
+    pub(super) answered: Instant,
     /// What the last status update said.
     pub(super) acknowledged: Lsn,
     /// The highest position that the record allows to be acknowledged.
@@ -180,6 +182,9 @@ impl Carrier {
     /// the status update follows in [`Self::on_written`]. `ping` sends one in any case, and asks for a keepalive.
     pub(super) async fn feedback(&mut self, ping: bool) -> Result<(), SessionError> {
         self.ask_catalogue();
+        if self.answered.elapsed() > SQL_SILENCE {
+            return Err(SessionError::SqlSilent);
+        }
         if ping {
             self.send_status(true).await?;
             self.writer.read_clock();
@@ -231,6 +236,7 @@ impl Carrier {
     }
 
     pub(super) async fn on_written(&mut self, written: Written) -> Result<(), SessionError> {
+        self.answered = Instant::now();
         match written {
             Written::Progress { reached, result, witness } => {
                 match result {
@@ -392,8 +398,8 @@ impl Carrier {
         });
     }
 
-    /// The last acknowledgement, recorded first, and an orderly end of the stream.
-    pub(super) async fn finish(mut self) -> Result<(), SessionError> {
+    /// The last acknowledgement, recorded first.
+    pub(super) async fn finish(&mut self) -> Result<(), SessionError> {
         let last_words = async {
             let reached = self.pipeline.progress().acknowledged();
             while reached > self.intended {
@@ -406,7 +412,6 @@ impl Carrier {
             }
             self.send_status(false).await?;
             self.show();
-            self.stream.close().await;
             Ok(())
         };
         match tokio::time::timeout(LAST_WORDS, last_words).await {

@@ -202,11 +202,16 @@ async fn a_connection_without_heartbeats_is_found_dead() {
 /// Nobody answers, and nobody says that he has gone: a balancer that keeps connections to a dead server.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_postgresql_that_has_fallen_silent_is_found_dead() {
-    tokio::join!(silent("silent_both", Direction::Both), silent("silent_down", Direction::ToClient));
+    tokio::join!(
+        silent("silent_both", Mischief::Stall(Direction::Both)),
+        silent("silent_down", Mischief::Stall(Direction::ToClient)),
+        // The stream goes on, and nothing can be recorded: the WAL would be kept for ever.
+        silent("silent_sql", Mischief::StallSql),
+    );
 }
 
-/// F22. `wal_sender_timeout` is 60 s (the relay sets it): twice that is what it may take.
-async fn silent(name: &str, direction: Direction) {
+/// F22. `wal_sender_timeout` is 60 s (the relay sets it): twice that is what it may take, and 120 s for a connection for SQL.
+async fn silent(name: &str, silence: Mischief) {
     let world = World::new(name).await;
     world.queue("all", "#").await;
     let server = &world.servers.database_url;
@@ -220,9 +225,9 @@ async fn silent(name: &str, direction: Direction) {
     consumer.take(1).await;
     eventually("a status update", async || proxy.evidence().flushes.last().copied()).await;
 
-    proxy.set(Mischief::Stall(direction));
+    proxy.set(silence);
     world.insert("2", "Placed", "{}").await;
-    within(Duration::from_secs(120), "the relay finds that PostgreSQL is silent", async || {
+    within(Duration::from_secs(150), "the relay finds that PostgreSQL is silent", async || {
         (!relay.status.snapshot().carrying()).then_some(())
     })
     .await;

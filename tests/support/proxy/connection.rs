@@ -53,6 +53,10 @@ impl Half {
         }
     }
 
+    fn is_sql(&self) -> bool {
+        matches!(self, Half::Postgres(half) if half.is_sql())
+    }
+
     fn is_at_its_end(&self) -> bool {
         matches!(self, Half::Amqp(half) if half.is_at_its_end())
     }
@@ -163,7 +167,7 @@ impl<'a> Stream<'a> {
             };
             let Some(Piece { due, bytes, last }) = piece else { break };
             sleep_until(due).await;
-            stalled(self.shared, self.direction).await;
+            stalled(self.shared, self.direction, false).await;
             self.give(&mut to, &bytes).await?;
             if last {
                 return Ok(false);
@@ -227,7 +231,7 @@ async fn read(
     let mut buffer = BytesMut::with_capacity(READ_BYTES);
     let mut tick = ticks();
     loop {
-        stalled(shared, direction).await;
+        stalled(shared, direction, half.is_sql()).await;
         let mut bytes = Vec::new();
         buffer.reserve(READ_BYTES);
         tokio::select! {
@@ -235,7 +239,7 @@ async fn read(
                 if count? == 0 {
                     return Ok(());
                 }
-                stalled(shared, direction).await;
+                stalled(shared, direction, half.is_sql()).await;
                 half.take(&mut buffer, &mut bytes);
             }
             _ = tick.tick() => half.tick(&mut bytes),
@@ -257,8 +261,8 @@ fn ticks() -> tokio::time::Interval {
     tick
 }
 
-async fn stalled(shared: &Shared, direction: Direction) {
-    while shared.active().stalls(direction) {
+async fn stalled(shared: &Shared, direction: Direction, sql: bool) {
+    while shared.active().stalls(direction, sql) {
         sleep(Duration::from_millis(5)).await;
     }
 }

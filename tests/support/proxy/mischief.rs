@@ -28,6 +28,8 @@ pub(crate) enum Which {
 pub(crate) enum Mischief {
     /// Neither takes nor gives anything, as a network that swallows packets; nothing is lost once it is cleared.
     Stall(Direction),
+    /// The same in both directions of connections to PostgreSQL that are for SQL, not for replication.
+    StallSql,
     /// Ends this stream (FIN) of each connection that there is now; the other goes on until its own end.
     HalfClose(Direction),
     /// Gives one byte at a time.
@@ -54,6 +56,7 @@ pub(crate) enum Mischief {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Active {
     pub(super) stall: Option<Direction>,
+    pub(super) stall_sql: bool,
     /// A number for each half-close, and what it closes.
     pub(super) half_close: (u64, Option<Direction>),
     pub(super) slices: bool,
@@ -73,6 +76,7 @@ impl Active {
     pub(super) fn set(&mut self, mischief: Mischief) {
         match mischief {
             Mischief::Stall(direction) => self.stall = Some(direction),
+            Mischief::StallSql => self.stall_sql = true,
             Mischief::HalfClose(direction) => self.half_close = (self.half_close.0 + 1, Some(direction)),
             Mischief::Slices => self.slices = true,
             Mischief::Latency(latency) => self.latency = latency,
@@ -96,8 +100,8 @@ impl Active {
         };
     }
 
-    pub(super) fn stalls(&self, direction: Direction) -> bool {
-        self.stall.is_some_and(|stall| stall.covers(direction))
+    pub(super) fn stalls(&self, direction: Direction, sql: bool) -> bool {
+        self.stall_sql && sql || self.stall.is_some_and(|stall| stall.covers(direction))
     }
 
     pub(super) fn swallows(&self, direction: Direction) -> bool {

@@ -26,6 +26,8 @@ pub(super) struct Greeting {
     asked: AtomicU64,
     /// Encrypted from now on: nothing is to be understood.
     opaque: AtomicBool,
+    /// Its parameters do not ask for replication.
+    sql: AtomicBool,
 }
 
 pub(super) struct PostgresHalf {
@@ -43,6 +45,10 @@ impl PostgresHalf {
     pub(super) fn new(direction: Direction, connection: u64, greeting: Arc<Greeting>, shared: Arc<Shared>) -> Self {
         let started = direction == Direction::ToClient;
         PostgresHalf { direction, connection, greeting, shared, started, passing: 0 }
+    }
+
+    pub(super) fn is_sql(&self) -> bool {
+        self.greeting.sql.load(Ordering::SeqCst)
     }
 
     pub(super) fn take(&mut self, bytes: &mut BytesMut, out: &mut Vec<u8>) {
@@ -83,6 +89,8 @@ impl PostgresHalf {
             self.greeting.asked.fetch_add(1, Ordering::SeqCst);
         } else {
             self.started = true;
+            let replication = bytes[..length].windows(12).any(|name| name == b"replication\0");
+            self.greeting.sql.store(!replication, Ordering::SeqCst);
         }
         out.extend(bytes.split_to(length));
     }
