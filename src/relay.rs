@@ -19,8 +19,9 @@ use crate::session::{Ended, Session, SessionError};
 use crate::status::{DeadLetters, InDoubt, Role, Status};
 use crate::traces::Spans;
 
-/// Batches between the session and the publisher. Few: what waits belongs into the window, which is bounded in bytes.
-const BATCHES: usize = 2;
+/// Batches between the session and the publisher. One is made while one is taken; what waits belongs into the window, which is bounded in
+/// bytes: a batch may be a row of the largest size.
+const BATCHES: usize = 1;
 /// Pause between attempts: doubled from the first to the last, with jitter. It starts over after a session that carried for
 /// longer than [`RECOVERED`].
 const FIRST_PAUSE: Duration = Duration::from_millis(250);

@@ -64,6 +64,8 @@ pub struct Hold {
     next_publish: u64,
     wire_bytes: usize,
     waiting_bytes: usize,
+    /// Of the event that came last: the next one may be as large.
+    newest_bytes: usize,
     suspects: Suspects,
     /// The suspect that is on the wire. Nothing goes beside it.
     alone: Option<Position>,
@@ -180,6 +182,7 @@ impl Hold {
             next_publish: 0,
             wire_bytes: 0,
             waiting_bytes: 0,
+            newest_bytes: 0,
             suspects,
             alone: None,
             held_keys: 0,
@@ -230,6 +233,7 @@ impl Hold {
         };
         let item = Item::new(event, state, now);
         self.waiting_bytes += item.bytes;
+        self.newest_bytes = item.bytes;
         let poison = match &item.state {
             State::Poisoned(poison) => Some((poison.clone(), item.event.route.on_poison)),
             _ => None,
@@ -310,8 +314,11 @@ impl Hold {
         !self.is_full() && self.halted.is_none() && self.stalled().is_none()
     }
 
+    /// Also where another event as large as the newest would not fit: a few large ones would be as much again. One that is larger than half
+    /// of the room is not waited for, or little would keep it out.
     fn is_full(&self) -> bool {
-        self.waiting() >= self.limits.waiting || self.waiting_bytes >= self.limits.waiting_bytes
+        let next = self.newest_bytes.min(self.limits.waiting_bytes / 2);
+        self.waiting() >= self.limits.waiting || self.waiting_bytes + next > self.limits.waiting_bytes
     }
 
     /// When [`Self::take_next`], [`Self::probe_due`] or [`Self::errands`] will have something that it has not now, if

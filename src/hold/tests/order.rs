@@ -53,11 +53,29 @@ fn what_waits_for_its_key_is_bounded_apart_from_what_is_on_the_wire() {
 
 #[test]
 fn waiting_events_are_bounded_by_their_bytes_as_well() {
-    let mut bench = Bench::with(|limits| limits.waiting_bytes = 3000);
-    for n in 1..=2 {
-        bench.add(Spec { n, key: "a", exchange: "x", ordering: Ordering::Key, content: Ok(2000) });
-    }
+    let mut bench = Bench::with(|limits| limits.waiting_bytes = 10_000);
+    let large = |n| Spec { n, key: "a", exchange: "x", ordering: Ordering::Key, content: Ok(4000) };
+    bench.add(large(1));
+    assert!(bench.hold.has_room());
+    bench.add(large(2));
+    assert!(!bench.hold.has_room(), "a third one would not fit");
+    bench.take();
+    assert!(bench.hold.has_room());
+}
+
+#[test]
+fn one_event_larger_than_all_the_room_is_taken_while_little_waits() {
+    let mut bench = Bench::with(|limits| limits.waiting_bytes = 10_000);
+    let spec = |n, size| Spec { n, key: "a", exchange: "x", ordering: Ordering::Key, content: Ok(size) };
+    bench.add(spec(1, 20_000));
     assert!(!bench.hold.has_room());
+    bench.take();
+    bench.add(spec(2, 1_000));
+    bench.add(spec(3, 20_000));
+    bench.deliver(1);
+    bench.take();
+    assert!(!bench.hold.has_room(), "it waits behind the small one");
+    bench.deliver(2);
     bench.take();
     assert!(bench.hold.has_room());
 }
