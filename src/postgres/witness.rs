@@ -129,11 +129,10 @@ impl Witness {
         }
     }
 
-    /// A halt that may not be found a second time: kept for the next session until it can be left in the database.
-    pub fn halted(&self, halt: Option<Halt>) {
-        if let Some(known) = &mut *self.lock() {
-            known.halt = halt;
-        }
+    /// A halt that may not be found a second time: kept for the next session until it can be left in the database. Says whether one was
+    /// kept already.
+    pub fn halted(&self, halt: Option<Halt>) -> bool {
+        self.lock().as_mut().is_some_and(|known| std::mem::replace(&mut known.halt, halt).is_some())
     }
 
     /// Writes the file, where there is one. It is durable when this returns: another name, synchronised, renamed, and the directory
@@ -240,7 +239,7 @@ mod tests {
         let witness = Witness::new(None, "s");
         witness.begin(known());
         let halt = Halt { slot: "s".into(), cause: Cause::SlotMissing, from: Lsn(8), to: Lsn(9) };
-        witness.halted(Some(halt.clone()));
+        assert!(!witness.halted(Some(halt.clone())));
         witness.raise(Lsn(20), Lsn(19), None);
         assert_eq!(witness.read("s").unwrap().unwrap().halt, Some(halt));
         witness.begin(known());

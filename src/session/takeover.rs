@@ -25,14 +25,13 @@ pub(super) const LEAVE: Duration = Duration::from_secs(5);
 /// How often a standby asks for the lock (with jitter of as much again).
 const STANDBY_POLL: Duration = Duration::from_millis(500);
 
+/// The stream, what it starts from, the relay epoch, and the dead letters of before.
+type Started = (ReplicationStream, Taken, i64, Vec<DeadLetter>);
+
 impl Session {
     /// Up to the point where WAL flows and this relay is the one that carries. The order is rule R6's: the lock, then
     /// START_REPLICATION, then the epoch, and only then may anything be published. `None`: the publisher has ended meanwhile.
-    pub(super) async fn start(
-        &mut self,
-        target: &Target,
-        sql: &mut Sql,
-    ) -> Result<Option<(ReplicationStream, Taken, i64, Vec<DeadLetter>)>, SessionError> {
+    pub(super) async fn start(&mut self, target: &Target, sql: &mut Sql) -> Result<Option<Started>, SessionError> {
         let mut replication = ReplicationConnection::connect(target, &self.config.application_name()).await?;
         if !self.stand_by(sql.client(), &mut replication).await? {
             return Ok(None);
@@ -73,11 +72,7 @@ impl Session {
     }
 
     /// With the lock.
-    async fn take(
-        &mut self,
-        sql: &mut Sql,
-        mut replication: ReplicationConnection,
-    ) -> Result<(ReplicationStream, Taken, i64, Vec<DeadLetter>), SessionError> {
+    async fn take(&mut self, sql: &mut Sql, mut replication: ReplicationConnection) -> Result<Started, SessionError> {
         let before = Before { witness: &self.witness, missing_topology: self.missing_topology.take() };
         let taken = match slot::take(sql.client_mut(), &mut replication, &self.config, before).await {
             // While the lock is still held.
@@ -114,11 +109,17 @@ async fn in_time<T, E: Into<SessionError>>(asked: impl Future<Output = Result<T,
 /// way.
 pub(super) fn left(witness: &Witness, halt: &Halt, result: Option<Result<(), StateError>>) {
     let why = match result {
-        Some(Ok(())) => return witness.halted(None),
+        Some(Ok(())) => {
+            witness.halted(None);
+            return;
+        }
         Some(Err(error)) => error::chain(&error),
         None => "no answer in time".to_owned(),
     };
-    witness.halted(Some(halt.clone()));
+    // Each look tries again; it is said once.
+    if witness.halted(Some(halt.clone())) {
+        return;
+    }
     tracing::warn!(error = why, "cannot leave the halt in postrider.halts yet: `postrider adopt` looks for itself");
 }
 

@@ -18,10 +18,16 @@ async fn a_full_disk_that_ends_the_server_costs_no_row_that_was_committed() {
         return;
     }
     // One that starts itself again would do so with whatever room there is.
-    let settings = ["restart_after_crash=off", "max_wal_size=64MB", "min_wal_size=32MB"];
-    let mut options = vec!["--disk", "192"];
-    options.extend(settings.iter().flat_map(|setting| ["-c", setting]));
-    let postgres = Own::postgres(&options);
+    let postgres = Own::postgres(&[
+        "--disk",
+        "192",
+        "-c",
+        "restart_after_crash=off",
+        "-c",
+        "max_wal_size=64MB",
+        "-c",
+        "min_wal_size=32MB",
+    ]);
     let rabbitmq = Own::rabbitmq(&[]);
     let mut world = World::bare(pair(&postgres, &rabbitmq), "full").await;
     world.migrate().await;
@@ -38,7 +44,11 @@ async fn a_full_disk_that_ends_the_server_costs_no_row_that_was_committed() {
     postgres.command("fill", &[]);
     // Each of them wants a segment that nobody has made yet.
     let switch = "select pg_logical_emit_message(false, 'full', 'x'); select pg_switch_wal()";
-    eventually("the server has given up", || async { world.admin.batch_execute(switch).await.err() }).await;
+    eventually("the server has given up", || async {
+        world.admin.batch_execute(switch).await.ok();
+        world.admin.is_closed().then_some(())
+    })
+    .await;
     let ended = || async { postgres.command("logs", &[]).contains("database system is shut down").then_some(()) };
     eventually("the server has ended", ended).await;
     let log = postgres.command("logs", &[]);

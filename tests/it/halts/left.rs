@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use postrider::status::{Role, Snapshot};
+use postrider::status::Role;
 use tokio_postgres::Client;
 
 use super::Stage;
@@ -27,13 +27,12 @@ async fn gap(stage: &Stage) {
 }
 
 async fn wants_to_write(world: &World) {
-    let waiting = "select count(*) from pg_locks where relation = 'postrider.halts'::regclass and not granted";
-    eventually("a relay wants to leave its halt", async || (world.count(waiting).await == 1).then_some(())).await;
+    waiting_to_write(world, 1, "a relay wants to leave its halt").await;
 }
 
-async fn nobody_wants_to_write(world: &World) {
+async fn waiting_to_write(world: &World, relays: i64, what: &str) {
     let waiting = "select count(*) from pg_locks where relation = 'postrider.halts'::regclass and not granted";
-    eventually("the relay gives up for now", async || (world.count(waiting).await == 0).then_some(())).await;
+    eventually(what, async || (world.count(waiting).await == relays).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -63,14 +62,14 @@ async fn a_halt_that_could_not_be_left_when_it_was_found_is_left_later() {
     gap(&stage).await;
     let halted = relay.until("it halts without having left it", |snapshot| snapshot.role == Role::Halted).await;
     assert_eq!(stage.world.count("select count(*) from postrider.halts").await, 0);
-    nobody_wants_to_write(&stage.world).await;
+    waiting_to_write(&stage.world, 0, "the relay gives up for now").await;
     wants_to_write(&stage.world).await;
     lock.batch_execute("commit").await.unwrap();
     eventually("it is left", async || {
         (stage.world.count("select count(*) from postrider.halts").await == 1).then_some(())
     })
     .await;
-    let snapshot: Snapshot = relay.status.snapshot();
+    let snapshot = relay.status.snapshot();
     assert_eq!((snapshot.role, snapshot.problem), (Role::Halted, halted.problem));
     stage.get_over(&relay, "publication_changed", &["gap0", "gap1"], &[]).await;
     relay.stop().await;
